@@ -1,0 +1,89 @@
+"""What every objective is: a module that owns the encoder, heads, teacher and queue, with one door."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.encoders.base import Encoder, TokenEncoder
+from mmssl.errors import UserError
+from mmssl.types import Batch, ObjectiveOutput, Picture
+
+What = Literal["loss", "embed", "pictures"]
+
+
+class Objective(nn.Module):
+    """Base of all objectives.
+
+    Attributes:
+        views: names of the views in `Batch.views` that the loss reads; the first one is also what 'embed' encodes.
+        noise: draws a sample that the loss needs, name -> k; they arrive in `Batch.noise[name]`, float32 [B,k] in [0,1).
+        targets: names in `Batch.targets` that the loss reads.
+    """
+
+    encoder: Encoder
+    views: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.noise: dict[str, int] = {}
+
+    def forward(self, batch: Batch, what: What = "loss") -> Any:
+        """The only door by which parameters are touched (FSDP gathers them here). Changes no state.
+
+        Returns:
+            'loss': ObjectiveOutput. 'embed': the pooled features [B,D] of the view batch.views['view'] if given, else of the first view.
+            'pictures': dict name -> Picture of what the model sees and predicts, for the first samples of the batch.
+        """
+        if what == "loss":
+            return self.loss(batch)
+        if what == "embed":
+            view = batch.views["view"] if "view" in batch.views else batch.views[self.views[0]]
+            return self.embed(view)
+        return self.pictures(batch)
+
+    def loss(self, batch: Batch) -> ObjectiveOutput:
+        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+
+    def embed(self, view: Tensor) -> Tensor:
+        return self.encoder(view).pooled
+
+    def pictures(self, batch: Batch) -> dict[str, Picture]:
+        return {}
+
+    @torch.no_grad()
+    def after_step(self, step: int, total: int, applied: Tensor) -> None:
+        """Runs once an optimiser step, on every process: enqueue the keys of its micro-batches, move the teacher.
+
+        Args:
+            step: the step just made, from 0. total: steps of the run.
+            applied: bool scalar on the device, False where a non-finite step was skipped on all processes together; then state must stay.
+        """
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups: {'params': [(name, parameter)], 'lr_scale': float, 'decay': bool}; the default leaves biases, norms and positions
+        (everything of one dimension, and names with 'pos') undecayed. Parameters that take no gradient are left out."""
+        decayed, plain = [], []
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            spared = parameter.ndim <= 1 or any(part.startswith(("pos", "mask_token", "prefix")) for part in name.split("."))
+            (plain if spared else decayed).append((name, parameter))
+        groups = [{"params": decayed, "lr_scale": 1.0, "decay": True}, {"params": plain, "lr_scale": 1.0, "decay": False}]
+        return [group for group in groups if group["params"]]
+
+    def exports(self) -> dict[str, Encoder]:
+        """Encoders that the run writes, by folder name."""
+        return {"encoder": self.encoder}
+
+    def require_tokens(self) -> TokenEncoder:
+        """The encoder as a TokenEncoder; raises UserError for convolutional nets."""
+        if not isinstance(self.encoder, TokenEncoder):
+            raise UserError(
+                f"{type(self).__name__} masks tokens, and {type(self.encoder).__name__} has none (a convolution would see through the mask): choose a ViT encoder."
+            )
+        return self.encoder
