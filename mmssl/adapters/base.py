@@ -1,0 +1,157 @@
+"""What every adapter is: raw media -> normalised pixels -> patches -> tokens, without positions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.adapters.specs import Spec
+from mmssl.errors import UserError
+from mmssl.types import Tokens
+
+
+class Front(nn.Module, ABC):
+    """Raw media -> what the first layer of an encoder sees. Convolutional nets take it alone, adapters cut it into patches.
+
+    Attributes:
+        spec: what the view is (size, rate, mean and std).
+        channels: C of the pixels.
+    """
+
+    spec: Spec
+    channels: int
+
+    @abstractmethod
+    def forward(self, view: Tensor) -> Tensor:
+        """Normalised fp32 pixels [B,C,T,H,W] of a view of raw media (spectrogram: [B,1,1,F,T])."""
+
+    @abstractmethod
+    def denormalise(self, pixels: Tensor) -> Tensor:
+        """Pixels [B,C,T,H,W] back to what a picture shows: [0,1] for images and clips, log-mel values for spectrograms."""
+
+
+class Adapter(nn.Module, ABC):
+    """A view of raw media in, tokens without positions out.
+
+    The projection has the shape and the name of a convolution, so that it maps one to one onto Hugging Face files, but patches that
+    do not overlap go through one matrix product.
+
+    Attributes:
+        front: raw media -> pixels.
+        patch, stride: (t,h,w) of a patch, and the distance of two patches.
+        projection: convolution [D,C,(t),h,w].
+    """
+
+    front: Front
+    patch: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    projection: nn.Conv2d | nn.Conv3d
+
+    @property
+    def spec(self) -> Spec:
+        return self.front.spec
+
+    @property
+    def width(self) -> int:
+        return self.projection.out_channels
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int, int]:
+        """(T,H,W) tokens of the nominal view."""
+
+    @property
+    def values(self) -> int:
+        """K*C, the values of one patch."""
+        t, h, w = self.patch
+        return t * h * w * self.front.channels
+
+    def pixels(self, view: Tensor) -> Tensor:
+        """Normalised fp32 pixels [B,C,T,H,W] of a view of raw media."""
+        return self.front(view)
+
+    def denormalise(self, pixels: Tensor) -> Tensor:
+        return self.front.denormalise(pixels)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Cut pixels [B,C,T,H,W] into patches [B,N,K,C] in token order; inside a patch (t,h,w) row-major, channels last."""
+        windows = self._windows(pixels)
+        return windows.permute(0, 1, 2, 3, 5, 6, 7, 4).reshape(
+            windows.shape[0], -1, self.values // windows.shape[4], windows.shape[4]
+        )
+
+    def unpatches(self, patches: Tensor, grid: tuple[int, int, int] | None = None) -> Tensor:
+        """Put patches [B,N,K,C] of `grid` (the nominal one if None) back together as pixels [B,C,T,H,W]; inverse of `patches`."""
+        if self.stride != self.patch:
+            raise UserError(
+                f"Patches of {self.patch} at a distance of {self.stride} overlap and cannot be put back together: set stride equal to patch."
+            )
+        (T, H, W), (t, h, w) = grid or self.grid, self.patch
+        cells = patches.reshape(patches.shape[0], T, H, W, t, h, w, patches.shape[-1])
+        return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(patches.shape[0], patches.shape[-1], T * t, H * h, W * w)
+
+    def forward(self, view: Tensor, keep: Tensor | None = None) -> Tokens:
+        """Tokens of a view of raw media.
+
+        Args:
+            keep: int64 [B,V]; if given, only these patches are projected, in this order, and x is [B,V,D]. Nine tenths of a
+                clip need no projection when nine tenths are masked.
+
+        Raises:
+            UserError: the view is not a whole number of patches.
+        """
+        pixels = self.pixels(view)
+        windows = self._windows(pixels)
+        B, T, H, W = windows.shape[:4]
+        rows = windows.reshape(B, T * H * W, -1)
+        if keep is not None:
+            rows = rows.gather(1, keep[..., None].expand(-1, -1, rows.shape[2]))
+        weight = self.projection.weight
+        # Parameters may be bf16 (FSDP) while pixels are always fp32.
+        x = F.linear(rows.to(weight.dtype), weight.flatten(1), self.projection.bias)
+        return Tokens(x=x, grid=(T, H, W))
+
+    def _windows(self, pixels: Tensor) -> Tensor:
+        """A view of pixels [B,C,T,H,W] as [B,T,H,W,C,t,h,w] (grid first), without copying."""
+        for name, size, patch, stride in zip(
+            ("frames", "rows", "columns"), pixels.shape[2:], self.patch, self.stride, strict=True
+        ):
+            if size < patch or (stride == patch and size % patch):
+                raise UserError(
+                    f"A view of {' x '.join(map(str, pixels.shape[2:]))} (frames x rows x columns) has {size} {name}, which is not a multiple "
+                    f"of the patch ({patch}): change the size of the view or of the patch."
+                )
+        (t, h, w), (st, sh, sw) = self.patch, self.stride
+        windows = pixels.unfold(2, t, st).unfold(3, h, sh).unfold(4, w, sw)
+        return windows.permute(0, 2, 3, 4, 1, 5, 6, 7)
+
+
+class Pixels(Front):
+    """uint8 0..255 or float [0,1] pictures -> (x - mean) / std."""
+
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or min(std, default=0) <= 0:
+            raise UserError(f"mean {mean} and std {std} need one value a channel each, and std must be above zero.")
+        self.channels = len(mean)
+        shape = (1, -1, 1, 1, 1)
+        self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
+        self.register_buffer("scale", 1 / self.std, persistent=False)
+        self.register_buffer("shift", -self.mean / self.std, persistent=False)
+
+    def normalise(self, media: Tensor) -> Tensor:
+        """[B,C,T,H,W] uint8 or float -> fp32, in one pass."""
+        scale = self.scale / 255 if media.dtype == torch.uint8 else self.scale
+        return torch.addcmul(self.shift, media.float(), scale)
+
+    def denormalise(self, pixels: Tensor) -> Tensor:
+        return (pixels.float() * self.std + self.mean).clamp(0, 1)
