@@ -1,0 +1,86 @@
+"""One piece of media: what the index knows about it, and how its bytes are reached."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+
+class UnreadableMedia(Exception):
+    """A file that cannot be decoded. The loader replaces it by another one and reports the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of the index. What only verification can know is None until then (rows of a Hub data set stay so)."""
+
+    id: str
+    """Unique and readable: path relative to the root, plus '/' and the member for tars."""
+    kind: str
+    """image, video or audio."""
+    path: str = ""
+    """Relative to the root."""
+    member: str | None = None
+    """Name inside the tar `path`; None for a plain file."""
+    offset: int | None = None
+    """Where the member's bytes begin in the tar."""
+    size: int = 0
+    """Bytes of the file or member."""
+    mtime_ns: int = 0
+    label: str | None = None
+    split: str | None = None
+    width: int | None = None
+    """As displayed, after rotation by metadata."""
+    height: int | None = None
+    frames: int | None = None
+    """True decoded count: frames of a video, samples a channel of audio, 1 for an image."""
+    rate: float | None = None
+    """Frames/s, or Hz."""
+    channels: int | None = None
+    duration: float | None = None
+    """Seconds."""
+    backend: str | None = None
+    """Library that reads this file right: pillow, decord, pyav, soundfile."""
+    problem: str | None = None
+    """Why the file cannot be used, in plain words; None when it is sound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A picklable handle: a plain file, a member of a tar, or bytes that came from a Hub data set."""
+
+    record: Record
+    root: Path | None = None
+    data: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.record.id
+
+    @property
+    def path(self) -> Path | None:
+        """The plain file, or None where only bytes exist (tar member, Hub row)."""
+        if self.root is None or self.record.member is not None:
+            return None
+        return self.root / self.record.path
+
+    def read(self) -> bytes:
+        """All bytes of the file, the member, or the row."""
+        if self.data is not None:
+            return self.data
+        if self.root is None:
+            raise UnreadableMedia(f"{self.name}: the row holds neither bytes nor a path")
+        with open(self.root / self.record.path, "rb") as file:
+            if self.record.member is None:
+                return file.read()
+            file.seek(self.record.offset or 0)
+            return file.read(self.record.size)
+
+    def open(self) -> BinaryIO:
+        """A seekable binary file, to be closed by the caller."""
+        if self.path is not None:
+            return open(self.path, "rb")
+        return io.BytesIO(self.read())
