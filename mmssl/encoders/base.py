@@ -55,8 +55,12 @@ class TokenEncoder(Encoder):
     adapter: Adapter
 
     @abstractmethod
-    def tokenize(self, view: Tensor) -> Tokens:
-        """Adapter output with the positions of its grid filled in (not added)."""
+    def tokenize(self, view: Tensor, *, keep: Tensor | None = None) -> Tokens:
+        """Adapter output with the positions of its grid filled in (not added).
+
+        With `keep` (int64 [B,V]) only those patches are projected: `encode(tokenize(view, keep=keep))` equals
+        `encode(tokenize(view), keep=keep)` and costs less.
+        """
 
     @abstractmethod
     def encode(

@@ -1,0 +1,63 @@
+"""Convolutional encoders for pooled objectives: torchvision's ResNet without its classifier (He et al. 2016, arXiv 1512.03385)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torchvision
+from torch import Tensor, nn
+
+from mmssl.adapters.base import Front
+from mmssl.encoders.base import Encoder
+from mmssl.errors import UserError
+from mmssl.types import Encoded
+
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+class ConvEncoder(Encoder):
+    """A ResNet over images [B,3,H,W], or over log-mel spectrograms of waveforms [B,S].
+
+    Args:
+        front: ImagePixels(spec) or LogMel(spec); decides the modality and the input channels.
+        arch: a ResNet of torchvision.
+        stem: 'imagenet' (7x7 stride 2, max pooling) or 'cifar' (3x3 stride 1, no pooling; SimCLR, appendix B.9) for images of
+            about 32 pixels.
+
+    Raises:
+        UserError: an unknown architecture or stem, or a front for clips.
+    """
+
+    pooling = "mean"
+
+    def __init__(self, front: Front, arch: str = "resnet18", stem: Literal["imagenet", "cifar"] = "imagenet") -> None:
+        super().__init__()
+        if arch not in ARCHITECTURES:
+            raise UserError(f"There is no architecture '{arch}': choose one of {', '.join(ARCHITECTURES)}.")
+        if stem not in ("imagenet", "cifar"):
+            raise UserError(f"There is no stem '{stem}': choose 'imagenet' or 'cifar'.")
+        if front.spec.modality == "video":
+            raise UserError("ConvEncoder has 2-D convolutions and takes images or audio: choose a ViT for clips.")
+        self.front = front
+        self.spec = front.spec
+        self.arch = arch
+        self.stem = stem
+        net = torchvision.models.get_model(arch, weights=None)
+        if stem == "cifar":
+            net.conv1 = nn.Conv2d(front.channels, 64, 3, stride=1, padding=1, bias=False)
+            net.maxpool = nn.Identity()
+        elif front.channels != 3:
+            net.conv1 = nn.Conv2d(front.channels, 64, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.width = net.fc.in_features
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+
+    def forward(self, view: Tensor, *, hidden: bool = False) -> Encoded:
+        pixels = self.front(view).squeeze(2)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels.to(self.conv1.weight.dtype)))))
+        states = [x]
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            states.append(x)
+        return Encoded(pooled=x.mean((2, 3)), feature_map=x, hidden=tuple(states) if hidden else None)

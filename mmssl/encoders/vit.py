@@ -1,0 +1,262 @@
+"""The transformer trunk of every modality: a ViT that knows tokens, not media (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.adapters.base import Adapter
+from mmssl.encoders.base import TokenEncoder
+from mmssl.encoders.positions import Grid, interpolate, sincos_1d, sincos_2d
+from mmssl.errors import UserError
+from mmssl.types import Encoded, Tokens
+
+Bias = Literal["full", "qv", "none"]
+
+
+@dataclass(frozen=True)
+class ViTSettings:
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    prefix: int = 1
+    """Prefix tokens: 0, 1 (CLS) or 2 (CLS and distillation, as AST has them)."""
+    positions: Literal["sincos", "learned", "sincos1d"] = "sincos"
+    """'sincos': MAE's fixed table over rows and columns; 'sincos1d': VideoMAE's over the flat token number; or learned."""
+    drop_path: float = 0.0
+    """Share of samples that skip the last block; it grows linearly from 0 at the first block (Huang et al. 2016)."""
+    layer_scale: float | None = None
+    """Initial value of a learned factor a channel on every branch (Touvron et al. 2021, CaiT); None for none."""
+    qkv_bias: Bias = "full"
+    """'qv' leaves out the bias of the keys, as VideoMAE and BEiT do."""
+    norm_eps: float = 1e-6
+    pooling: Literal["mean", "cls", "prefix"] = "mean"
+    """What `Encoded.pooled` is: mean over patch tokens, the first prefix token, or the mean of the prefix tokens."""
+    final_norm: bool = True
+
+
+def vit_preset(name: Literal["tiny", "small", "base", "large", "huge"]) -> tuple[int, int, int]:
+    """(width, depth, heads) of the common sizes: 5.4, 21, 85, 303 and 630 million parameters in the blocks."""
+    presets = {
+        "tiny": (192, 12, 3),
+        "small": (384, 12, 6),
+        "base": (768, 12, 12),
+        "large": (1024, 24, 16),
+        "huge": (1280, 32, 16),
+    }
+    if name not in presets:
+        raise UserError(f"There is no ViT size '{name}': choose one of {', '.join(presets)}.")
+    return presets[name]
+
+
+def drop_path(branch: Tensor, rate: float) -> Tensor:
+    """Zero the branch [B,...] of a random share `rate` of the samples and scale the others up to the same mean."""
+    kept = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= rate
+    return branch * (kept / (1 - rate)).to(branch.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention [B,N,D] -> [B,N,D] with one matrix for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, bias: Bias = "full") -> None:
+        super().__init__()
+        if width % heads:
+            raise UserError(f"A width of {width} is not a multiple of {heads} heads: change one of them.")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias == "full")
+        self.q_bias = nn.Parameter(torch.zeros(width)) if bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if bias == "qv" else None
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, D = x.shape
+        bias: Tensor | None = self.qkv.bias
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        q, k, v = F.linear(x, self.qkv.weight, bias).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block [B,N,D] -> [B,N,D]: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        bias: Bias = "full",
+        norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.drop_rate = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, bias=bias)
+        self.scale1 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = MLP(width, round(width * mlp_ratio))
+        self.scale2 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._branch(self.attn(self.norm1(x)), self.scale1)
+        return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
+
+    def _branch(self, branch: Tensor, scale: Tensor | None) -> Tensor:
+        if scale is not None:
+            branch = branch * scale
+        if self.drop_rate and self.training:
+            branch = drop_path(branch, self.drop_rate)
+        return branch
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights as MAE and VideoMAE start them, for `nn.Module.apply`: xavier-uniform matrices, zero biases, unit norms.
+
+    The patch projection is drawn as the matrix it is, not as a convolution.
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class ViT(TokenEncoder):
+    """A vision transformer over the tokens of any adapter.
+
+    The learned position of a prefix token is part of the token itself; fixed tables have zero there.
+
+    Args:
+        adapter: raw media -> tokens; its width must be settings.width.
+        settings: see ViTSettings.
+
+    Raises:
+        UserError: settings that contradict each other or the adapter.
+    """
+
+    pos: Tensor
+
+    def __init__(self, adapter: Adapter, settings: ViTSettings) -> None:
+        super().__init__()
+        _check(adapter, settings)
+        self.adapter = adapter
+        self.settings = settings
+        self.spec = adapter.spec
+        self.width = settings.width
+        self.pooling = settings.pooling
+        self.prefix = nn.Parameter(torch.zeros(1, settings.prefix, self.width)) if settings.prefix else None
+        if settings.positions == "learned":
+            T, H, W = adapter.grid
+            self.pos = nn.Parameter(torch.zeros(1, T * H * W, self.width))
+        else:
+            self.register_buffer("pos", fixed_positions(settings.positions, adapter.grid, self.width), persistent=False)
+        rates = [settings.drop_path * i / max(settings.depth - 1, 1) for i in range(settings.depth)]
+        self.blocks = nn.ModuleList(
+            Block(
+                self.width,
+                settings.heads,
+                mlp_ratio=settings.mlp_ratio,
+                bias=settings.qkv_bias,
+                norm_eps=settings.norm_eps,
+                drop_path=rate,
+                layer_scale=settings.layer_scale,
+            )
+            for rate in rates
+        )
+        self.norm = nn.LayerNorm(self.width, eps=settings.norm_eps) if settings.final_norm else nn.Identity()
+        self.apply(initialise)
+        for token in (self.prefix, self.pos):
+            if isinstance(token, nn.Parameter):
+                nn.init.normal_(token, std=0.02)
+
+    def tokenize(self, view: Tensor, *, keep: Tensor | None = None) -> Tokens:
+        tokens = self.adapter(view, keep)
+        pos = interpolate(self.pos, self.adapter.grid, tokens.grid)
+        if keep is not None:
+            pos = _gather(pos.expand(len(keep), -1, -1), keep)
+        return Tokens(x=tokens.x, grid=tokens.grid, pos=pos)
+
+    def encode(
+        self,
+        tokens: Tokens,
+        *,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        hidden: bool = False,
+    ) -> Encoded:
+        x = tokens.x
+        if mask is not None:
+            if mask_token is None:
+                raise ValueError("encode(mask=...) needs a mask_token of shape [D]")
+            x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
+        if tokens.pos is not None:
+            # Follows the parameters, not x: under autocast the residual stream stays fp32, under FSDP in bf16 it is bf16.
+            x = x + tokens.pos.to(self.adapter.projection.weight.dtype)
+        if keep is not None:
+            x = _gather(x, keep)
+        if self.prefix is not None:
+            x = torch.cat([self.prefix.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        states = [x]
+        for block in self.blocks:
+            x = block(x)
+            if hidden:
+                states.append(x)
+        x = self.norm(x)
+        prefix, patches = x[:, : self.settings.prefix], x[:, self.settings.prefix :]
+        pooled = {"mean": patches, "cls": prefix[:, :1], "prefix": prefix}[self.pooling].mean(1)
+        return Encoded(
+            pooled=pooled,
+            tokens=patches,
+            prefix=prefix if self.prefix is not None else None,
+            grid=tokens.grid,
+            hidden=tuple(states) if hidden else None,
+        )
+
+
+def fixed_positions(positions: str, grid: Grid, width: int) -> Tensor:
+    """The fixed table [1,N,D] of a token grid."""
+    T, H, W = grid
+    table = sincos_1d(T * H * W, width) if positions == "sincos1d" else sincos_2d(H, W, width)
+    return table[None]
+
+
+def _gather(x: Tensor, keep: Tensor) -> Tensor:
+    """Tokens [B,V,D] of x [B,N,D] at the indices keep [B,V]."""
+    return x.gather(1, keep[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _check(adapter: Adapter, settings: ViTSettings) -> None:
+    if adapter.width != settings.width:
+        raise UserError(
+            f"The adapter makes tokens of width {adapter.width} and the ViT takes {settings.width}: make them equal."
+        )
+    if settings.prefix not in (0, 1, 2):
+        raise UserError(f"prefix={settings.prefix} tokens: choose 0, 1 (CLS) or 2 (CLS and distillation).")
+    if settings.pooling != "mean" and not settings.prefix:
+        raise UserError(f"pooling='{settings.pooling}' needs a prefix token: set prefix=1 or pooling='mean'.")
+    if settings.positions == "sincos" and adapter.grid[0] > 1:
+        raise UserError("positions='sincos' covers rows and columns only: choose 'sincos1d' or 'learned' for clips.")
+    if not 0 <= settings.drop_path < 1:
+        raise UserError(f"drop_path={settings.drop_path} must lie in [0, 1).")
