@@ -31,6 +31,19 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.noise: dict[str, int] = {}
+        self._ddp_params_and_buffers_to_ignore: list[str] = []  # the name that torch's DDP looks for
+
+    def register_local_buffer(self, name: str, value: Tensor) -> None:
+        """A buffer that is saved in checkpoints, but that DDP neither broadcasts at each forward nor synchronises at the start: every
+        process must build it equal and keep it equal (a MoCo queue, a memory bank)."""
+        self.register_buffer(name, value)
+        self._ddp_params_and_buffers_to_ignore.append(name)
+
+    def check(self, global_batch: int) -> None:
+        """Called once before the first step, with the samples of one optimiser step over all processes and micro-batches.
+
+        Raises UserError where the settings of the objective do not fit it.
+        """
 
     def forward(self, batch: Batch, what: What = "loss") -> Any:
         """The only door by which parameters are touched (FSDP gathers them here). Changes no state.
@@ -71,9 +84,14 @@ class Objective(nn.Module):
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
-            spared = parameter.ndim <= 1 or any(part.startswith(("pos", "mask_token", "prefix")) for part in name.split("."))
+            spared = parameter.ndim <= 1 or any(
+                part.startswith(("pos", "mask_token", "prefix")) for part in name.split(".")
+            )
             (plain if spared else decayed).append((name, parameter))
-        groups = [{"params": decayed, "lr_scale": 1.0, "decay": True}, {"params": plain, "lr_scale": 1.0, "decay": False}]
+        groups = [
+            {"params": decayed, "lr_scale": 1.0, "decay": True},
+            {"params": plain, "lr_scale": 1.0, "decay": False},
+        ]
         return [group for group in groups if group["params"]]
 
     def exports(self) -> dict[str, Encoder]:

@@ -1,0 +1,168 @@
+"""Masks over token grids: pure functions of uniform draws, with the same counts for every sample."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmssl.errors import UserError
+
+Grid = tuple[int, int, int]
+"""(T,H,W), flattened row-major."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A partition of the N tokens of each sample, as indices for gathering."""
+
+    visible: Tensor
+    """int64 [B,V]."""
+    masked: Tensor
+    """int64 [B,M], M = N - V."""
+
+    def boolean(self) -> Tensor:
+        """bool [B,N], True = masked."""
+        batch, tokens = len(self.masked), self.visible.shape[1] + self.masked.shape[1]
+        mask = torch.zeros(batch, tokens, dtype=torch.bool, device=self.masked.device)
+        return mask.scatter(1, self.masked, True)
+
+
+class MaskMaker(ABC):
+    """Draws masks for a grid."""
+
+    @abstractmethod
+    def noise(self, grid: Grid) -> int:
+        """k, the uniform draws that one sample needs."""
+
+    @abstractmethod
+    def __call__(self, noise: Tensor, grid: Grid) -> Mask:
+        """Make the masks of B samples from `noise`, float [B,k] in [0,1). Raises UserError where the grid does not fit."""
+
+
+@dataclass(frozen=True)
+class RandomMask(MaskMaker):
+    """Keep int(N * (1 - ratio)) tokens anywhere (MAE, He et al. 2021, section 3; spacetime-agnostic on clips: MAE-ST)."""
+
+    ratio: float
+
+    def noise(self, grid: Grid) -> int:
+        return grid[0] * grid[1] * grid[2]
+
+    def __call__(self, noise: Tensor, grid: Grid) -> Mask:
+        tokens = grid[0] * grid[1] * grid[2]
+        kept = _proper(int(tokens * (1 - self.ratio)), tokens, self.ratio)
+        order = _order(noise)
+        return Mask(visible=order[:, :kept], masked=order[:, kept:])
+
+
+@dataclass(frozen=True)
+class TubeMask(MaskMaker):
+    """Mask the same int(ratio * H*W) cells at every time (VideoMAE, Tong et al. 2022, section 3.3)."""
+
+    ratio: float
+
+    def noise(self, grid: Grid) -> int:
+        return grid[1] * grid[2]
+
+    def __call__(self, noise: Tensor, grid: Grid) -> Mask:
+        times, cells = grid[0], grid[1] * grid[2]
+        hidden = _proper(int(self.ratio * cells), cells, self.ratio)
+        order = _order(noise)  # [B,H*W]
+        starts = torch.arange(times, device=noise.device).view(1, times, 1) * cells
+
+        def tubes(chosen: Tensor) -> Tensor:  # [B,n] -> [B,T*n]
+            return (starts + chosen.unsqueeze(1)).flatten(1)
+
+        return Mask(visible=tubes(order[:, hidden:]), masked=tubes(order[:, :hidden]))
+
+
+@dataclass(frozen=True)
+class TimeFrequencyMask(MaskMaker):
+    """Mask whole time columns and whole frequency rows of a spectrogram's grid (1, F, T): a token stays visible where both its row
+    and its column are kept, int(F * (1 - frequency_ratio)) rows and int(T * (1 - time_ratio)) columns
+    (Audio-MAE, Huang et al. 2022, section 3, "time+frequency")."""
+
+    time_ratio: float
+    frequency_ratio: float
+
+    def noise(self, grid: Grid) -> int:
+        return grid[1] + grid[2]
+
+    def __call__(self, noise: Tensor, grid: Grid) -> Mask:
+        planes, rows, columns = grid
+        if planes != 1:
+            raise UserError(
+                f"TimeFrequencyMask masks spectrograms (one plane), and the grid is {grid}: use TubeMask or RandomMask."
+            )
+        kept_rows = _kept(rows, self.frequency_ratio)
+        kept_columns = _kept(columns, self.time_ratio)
+        if kept_rows * kept_columns == rows * columns:
+            raise UserError(
+                f"TimeFrequencyMask({self.time_ratio}, {self.frequency_ratio}) masks nothing of {rows} x {columns} patches: raise a ratio."
+            )
+        hidden = torch.ones(len(noise), rows, columns, dtype=torch.bool, device=noise.device)
+        row_order, column_order = _order(noise[:, :rows]), _order(noise[:, rows:])
+        row_hidden = torch.ones_like(row_order, dtype=torch.bool).scatter(1, row_order[:, :kept_rows], False)
+        column_hidden = torch.ones_like(column_order, dtype=torch.bool).scatter(
+            1, column_order[:, :kept_columns], False
+        )
+        hidden = (row_hidden.unsqueeze(2) | column_hidden.unsqueeze(1)).flatten(1)
+        return _partition(hidden, kept_rows * kept_columns)
+
+
+@dataclass(frozen=True)
+class RunningCellMask(MaskMaker):
+    """Which tokens the decoder skips: in each 2 x 2 cell, `ratio` of the tokens, the choice moving on by one at every time
+    (VideoMAE V2, Wang et al. 2023, section 3.2). One draw picks the phase. `visible` are the tokens to decode, some of which the
+    encoder saw: the loss gives those weight 0."""
+
+    ratio: float = 0.5
+
+    def noise(self, grid: Grid) -> int:
+        return 1
+
+    def __call__(self, noise: Tensor, grid: Grid) -> Mask:
+        times, rows, columns = grid
+        skipped = int(4 * self.ratio)
+        if not 0 < skipped < 4:
+            raise UserError(f"RunningCellMask takes a ratio of 0.25, 0.5 or 0.75, not {self.ratio}.")
+        if rows % 2 or columns % 2:
+            raise UserError(
+                f"RunningCellMask needs an even number of rows and columns, and the grid is {grid}: change size or patch."
+            )
+        device = noise.device
+        corner = 2 * (torch.arange(rows, device=device).view(-1, 1) % 2) + torch.arange(columns, device=device) % 2
+        phase = (noise[:, 0] * 4).long().clamp(max=3)
+        turn = (torch.arange(times, device=device) + phase.unsqueeze(1)).view(-1, times, 1, 1)
+        return _partition((((corner + turn) % 4) < skipped).flatten(1), times * rows * columns * (4 - skipped) // 4)
+
+
+def _order(noise: Tensor) -> Tensor:
+    """Ranks of the draws; stable, so that equal draws give the same order on every device."""
+    return torch.argsort(noise, dim=1, stable=True)
+
+
+def _partition(hidden: Tensor, visible: int) -> Mask:
+    """Split by a bool mask [B,N] that leaves exactly `visible` tokens of every sample, ascending; no host synchronisation."""
+    order = torch.argsort(hidden.to(torch.uint8), dim=1, stable=True)
+    return Mask(visible=order[:, :visible], masked=order[:, visible:])
+
+
+def _kept(total: int, ratio: float) -> int:
+    kept = int(total * (1 - ratio))
+    if not 0 < kept <= total:
+        raise UserError(
+            f"A mask ratio of {ratio} leaves {kept} of {total} rows or columns: choose one in [0, 1) that leaves at least one."
+        )
+    return kept
+
+
+def _proper(part: int, total: int, ratio: float) -> int:
+    if not 0 < part < total:
+        raise UserError(
+            f"A mask ratio of {ratio} splits {total} tokens into {part} and {total - part}: choose one that leaves some of both."
+        )
+    return part

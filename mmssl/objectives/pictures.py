@@ -1,0 +1,39 @@
+"""Cells of pictures for the report, from views of raw media."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmssl.adapters.base import Front
+from mmssl.encoders.base import Encoder, TokenEncoder
+from mmssl.encoders.conv import ConvEncoder
+from mmssl.types import Picture
+
+SAMPLES = 4
+"""Rows of a picture."""
+
+KINDS = {"image": "image", "video": "clip", "audio": "spectrogram"}
+"""`Picture.kind` by modality."""
+
+
+def cells(front: Front, pixels: Tensor) -> list[Tensor]:
+    """One CPU tensor a sample, as `Picture` wants it, of normalised pixels [B,C,T,H,W]."""
+    media = front.denormalise(pixels).cpu()
+    if front.spec.modality == "audio":
+        return list(media[:, 0, 0])  # [F,T]
+    frames = media.mul(255).round().to(torch.uint8).transpose(1, 2)  # [B,T,C,H,W]
+    return list(frames if front.spec.modality == "video" else frames[:, 0])
+
+
+@torch.no_grad()
+def view_pictures(encoder: Encoder, views: dict[str, Tensor]) -> dict[str, Picture]:
+    """The first samples of a batch as the encoder gets them, one column a view; none for encoders that show no pixels."""
+    if isinstance(encoder, TokenEncoder):
+        front = encoder.adapter.front
+    elif isinstance(encoder, ConvEncoder):
+        front = encoder.front
+    else:
+        return {}
+    columns = [cells(front, front(view[:SAMPLES])) for view in views.values()]
+    return {"views": Picture(KINDS[encoder.spec.modality], tuple(views), tuple(zip(*columns, strict=True)))}

@@ -1,0 +1,29 @@
+"""A teacher: a copy of a module that follows it slowly."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def make_teacher(student: Module) -> Module:
+    """A copy of `student` whose parameters take no gradient."""
+    return deepcopy(student).requires_grad_(False)
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float, applied: Tensor) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only: buffers (BN statistics) are the teacher's own.
+
+    Args:
+        applied: bool scalar on the device; where it is False nothing changes (and nobody waits for the device to find out).
+    """
+    slow, fast = list(teacher.parameters()), [parameter.detach() for parameter in student.parameters()]
+    steps = torch._foreach_sub(fast, slow)
+    torch._foreach_mul_(steps, (1 - momentum) * applied.to(slow[0].dtype))
+    torch._foreach_add_(slow, steps)
