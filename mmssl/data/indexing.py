@@ -1,0 +1,99 @@
+"""`mmssl index`: build an index with a progress display, and say what was found."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mmssl.data.index import Index
+from mmssl.data.index import Progress as Report
+
+PLAIN_SECONDS = 10.0
+"""Between two lines where no terminal is attached."""
+SHOWN = 20
+
+
+def build_index(
+    data: Path,
+    kind: str | None = None,
+    *,
+    out: Path | None = None,
+    workers: int | None = None,
+    timeout: float = 60.0,
+    cache: Path | None = None,
+    console: Console | None = None,
+) -> Index:
+    """Verify the media of `data`, print a summary, and write the table to `out` (parquet) if given.
+
+    Ctrl-C leaves what is verified in the cache, says so, and is raised again. Raises UserError as Index.build does.
+    """
+    console = console or Console()
+    done = total = 0
+    try:
+        with show_progress(console) as show:
+
+            def report(now: int, all_: int, bad: int) -> None:
+                nonlocal done, total
+                done, total = now, all_
+                show(now, all_, bad)
+
+            index = Index.build(data, kind, workers=workers, timeout=timeout, progress=report, cache=cache)
+    except KeyboardInterrupt:
+        console.print(f"Stopped: {done} of {total} files are verified and kept; the same command goes on from there.")
+        raise
+    if out is not None:
+        index.save(out)
+    _summarise(index, console)
+    return index
+
+
+@contextmanager
+def show_progress(console: Console) -> Iterator[Report]:
+    """A bar on a terminal, plain lines elsewhere."""
+    if not console.is_terminal:
+        last = 0.0
+
+        def line(done: int, total: int, bad: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > PLAIN_SECONDS:
+                last = time.monotonic()
+                print(f"verified {done} of {total} files, {bad} with a problem", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[bad]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("", total=None, bad="")
+
+        def move(done: int, total: int, bad: int) -> None:
+            bar.update(task, completed=done, total=total, bad=f"{bad} with a problem" if bad else "")
+
+        yield move
+
+
+def _summarise(index: Index, console: Console) -> None:
+    problems = index.problems()
+    for kind, count in sorted(Counter(index.column("kind")).items()):
+        rows = zip(index.column("kind"), index.column("duration"), index.column("problem"), strict=True)
+        chosen = [seconds for own, seconds, problem in rows if own == kind and problem is None]
+        hours = sum(seconds or 0.0 for seconds in chosen) / 3600
+        console.print(f"{count} {kind} files, {len(chosen)} usable" + (f", {hours:.2f} hours" if hours else ""))
+    for split, count in sorted(Counter(name for name in index.column("split") if name).items()):
+        console.print(f"  split {split}: {count}")
+    labels = {label for label in index.column("label") if label is not None}
+    if labels:
+        console.print(f"  {len(labels)} labels")
+    if index.ignored:
+        ignored = ", ".join(f"{count} {extension}" for extension, count in sorted(index.ignored.items()))
+        console.print(f"ignored: {ignored}")
+    for name, problem in problems[:SHOWN]:
+        console.print(f"  {name}: {problem}", markup=False)
+    if len(problems) > SHOWN:
+        console.print(f"  and {len(problems) - SHOWN} more with a problem")

@@ -1,0 +1,299 @@
+"""Decode one file to its end and say what is in it, in a child process that may be killed.
+
+A decoder can crash or hang with the interpreter's lock held, so nothing here runs in the process of the user.
+torch is not imported, which keeps the start of a child below half a second.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmssl.data.media import Media, Record, UnreadableMedia
+
+Facts = dict[str, Any]
+"""Columns of the index that verification fills in."""
+
+SIGNATURES = (
+    (b"\x89PNG", "PNG image"),
+    (b"\xff\xd8\xff", "JPEG image"),
+    (b"GIF8", "GIF image"),
+    (b"RIFF....WEBP", "WebP image"),
+    (b"RIFF....WAVE", "WAV sound"),
+    (b"RIFF....AVI ", "AVI video"),
+    (b"fLaC", "FLAC sound"),
+    (b"OggS", "Ogg file"),
+    (b"ID3", "MP3 sound"),
+    (b"....ftyp", "MP4 file"),
+    (b"\x1aE\xdf\xa3", "Matroska or WebM file"),
+    (b"%PDF", "PDF"),
+    (b"PK\x03\x04", "zip archive"),
+    (b"\x1f\x8b", "gzip archive"),
+    (b"<", "HTML or XML text"),
+    (b"{", "JSON text"),
+)
+"""How common files begin ('.' is any byte), to say what a file with the wrong extension is."""
+FORMATS = {"image": "image", "video": "video", "audio": "sound"}
+SAME_FRAME = 8.0
+"""Mean difference in grey levels up to which two decoders' frames count as the same one: colour conversion differs by
+about 1, a neighbouring frame of a moving picture by more."""
+GIVE_UP = 50
+"""Damaged packets in a row after which the rest of a stream is given up."""
+
+
+def probe(media: Media, tell: Callable[[Facts], None]) -> None:
+    """Verify one file and `tell` the facts. A video tells twice: what is true when PyAV has decoded it, and then
+    whether decord agrees; whoever kills the second step still has the first."""
+    kind = media.record.kind
+    try:
+        if (media.path.stat().st_size if media.path is not None else media.record.size) == 0:
+            return tell({"problem": "empty file"})
+        if kind == "image":
+            tell(probe_image(media))
+        elif kind == "audio":
+            tell(probe_audio(media))
+        else:
+            facts, samples = probe_video(media)
+            tell(facts)
+            if facts["problem"] is None:
+                tell({"backend": "decord" if decord_agrees(media, samples) else "pyav"})
+    except OSError as error:
+        if error.errno is None or not isinstance(error, PermissionError | FileNotFoundError):
+            tell({"problem": _what_it_is(media) or _first_line(error)})
+        else:
+            tell({"problem": f"cannot be opened: {error.strerror}", "keep": False})
+    except UnreadableMedia as error:
+        tell({"problem": _what_it_is(media) or str(error)})
+    except Exception as error:  # every library raises its own classes
+        tell({"problem": _what_it_is(media) or _first_line(error)})
+
+
+def probe_image(media: Media) -> Facts:
+    from PIL import Image, ImageOps
+
+    with media.open() as file, Image.open(file) as image:
+        image.load()  # all pixels, so that truncation shows
+        width, height = ImageOps.exif_transpose(image).size
+        channels = len(image.getbands())
+    return _facts(width=width, height=height, frames=1, channels=channels, backend="pillow")
+
+
+def probe_audio(media: Media) -> Facts:
+    import soundfile
+
+    try:
+        with media.open() as stream, soundfile.SoundFile(stream) as file:
+            promised, rate, channels = file.frames, file.samplerate, file.channels
+            frames, stopped = 0, None
+            try:
+                while block := len(file.read(1 << 18, dtype="float32", always_2d=True)):
+                    frames += block
+            except soundfile.LibsndfileError as error:
+                stopped = _first_line(error)
+    except soundfile.LibsndfileError:
+        return _probe_sound_track(media)
+    facts = _facts(frames=frames, rate=float(rate), channels=channels, duration=frames / rate, backend="soundfile")
+    if frames == 0:
+        facts["problem"] = f"truncated: the sound cannot be decoded ({stopped})" if stopped else "no samples"
+    elif stopped or frames < promised:
+        facts["problem"] = f"truncated after sample {frames}"
+    return facts
+
+
+def _probe_sound_track(media: Media) -> Facts:
+    """Sound in a container: mp4, mkv, m4a, ... through PyAV."""
+    import av
+
+    frames, rate, channels = 0, 0, 0
+    container: Any
+    with media.open() as stream, av.open(stream, metadata_errors="ignore") as container:
+        if not container.streams.audio:
+            raise UnreadableMedia("no sound: no audio stream")
+        damage = _Damage()
+        for frame in _decode(container, container.streams.audio[0], damage):
+            frames += frame.samples
+            rate, channels = frame.sample_rate, frame.layout.nb_channels
+            damage.decoded = frames
+    if frames == 0:
+        return {"problem": "the audio stream holds no samples that decode"}
+    facts = _facts(frames=frames, rate=float(rate), channels=channels, duration=frames / rate, backend="pyav")
+    return facts | {"problem": damage.verdict("sample")}
+
+
+def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:
+    """Count, size and rate of the frames that decode, and a few of them (first, one at a power of two, last) to compare
+    other decoders with: {index: uint8 [H,W,3]}."""
+    import av
+
+    container: Any
+    count, last = 0, None
+    times: list[float] = []
+    samples: dict[int, Any] = {}
+    with media.open() as stream, av.open(stream, metadata_errors="ignore") as container:
+        if container.format.name.endswith("_pipe") or container.format.name in ("image2", "tty"):
+            raise UnreadableMedia(f"not a video: its content is {container.format.long_name}")
+        videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not videos:
+            raise UnreadableMedia("not a video: no video stream" + (", only sound" if container.streams.audio else ""))
+        average = float(videos[0].average_rate or 0)
+        promised = videos[0].frames
+        damage = _Damage()
+        for frame in _decode(container, videos[0], damage):
+            if frame.is_corrupt:
+                damage.corrupt(count)
+            if count & (count - 1) == 0:  # 0, 1, 2, 4, ...: ends as the first frame and one far from both ends
+                samples = {index: kept for index, kept in samples.items() if index == 0} | {count: frame}
+            if frame.time is not None:
+                times.append(frame.time)
+            last = frame
+            count += 1
+            damage.decoded = count
+    if count == 0 or last is None:
+        return {"problem": f"no frame can be decoded (the header promises {promised})"}, {}
+    samples[count - 1] = last
+    upright = {
+        index: np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+        for index, frame in samples.items()
+    }
+    height, width = upright[0].shape[:2]
+    rate = _rate(times, average)
+    facts = _facts(width=width, height=height, frames=count, rate=rate, channels=3, backend="pyav")
+    facts["duration"] = count / rate if rate else None
+    facts["problem"] = damage.verdict("frame")
+    return facts, upright
+
+
+def decord_agrees(media: Media, samples: dict[int, np.ndarray]) -> bool:
+    """Whether decord counts and shows the same frames. It may hang here, holding the interpreter's lock."""
+    import decord
+
+    try:
+        video = decord.VideoReader(
+            str(media.path) if media.path is not None else media.open(), num_threads=1, fault_tol=1
+        )
+        if len(video) != max(samples) + 1:
+            return False
+        for index in sorted(samples, reverse=True):  # the last first, which asks for a long seek
+            frame = video.get_batch([index]).asnumpy()[0]
+            if frame.shape != samples[index].shape:
+                return False  # decord does not turn this rotated video
+            if np.abs(frame.astype(np.int16) - samples[index]).mean() > SAME_FRAME:
+                return False
+    except Exception:
+        return False
+    return True
+
+
+class _Damage:
+    """What went wrong while a stream was decoded on beyond its damage."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+        self.first: int | None = None
+        self.good_since = False
+
+    def error(self) -> None:
+        if self.first is None:
+            self.first = self.decoded
+
+    def corrupt(self, index: int) -> None:
+        if self.first is None:
+            self.first = index
+        self.good_since = True
+
+    def verdict(self, unit: str) -> str | None:
+        if self.first is None:
+            return None
+        if self.good_since:
+            return f"damaged after {unit} {self.first}"
+        return f"truncated after {unit} {self.first}"
+
+
+def _decode(container: Any, stream: Any, damage: _Damage) -> Any:
+    """All frames that can be decoded; errors are noted and stepped over."""
+    import av
+
+    stream.codec_context.thread_count = 1
+    packets = container.demux(stream)
+    in_a_row = 0
+    while in_a_row < GIVE_UP:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.FFmpegError:
+            damage.error()
+            in_a_row += 1
+            packets = container.demux(stream)
+            continue
+        try:
+            yield from packet.decode()
+            if damage.first is not None and packet.size:
+                damage.good_since = True
+            in_a_row = 0
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError:
+            damage.error()
+            in_a_row += 1
+
+
+def _rate(times: list[float], average: float) -> float:
+    """Frames/s: the header's where the time stamps bear it out to 1 %, else theirs."""
+    if len(times) > 1 and times[-1] > times[0]:
+        measured = (len(times) - 1) / (times[-1] - times[0])
+        return average if average and abs(measured / average - 1) < 0.01 else measured
+    return average
+
+
+def _facts(**columns: Any) -> Facts:
+    return {"width": None, "height": None, "duration": None, "rate": None, "problem": None} | columns
+
+
+def _what_it_is(media: Media) -> str | None:
+    """`wrong extension: ...` where the first bytes are those of another kind of file than its extension says."""
+    with media.open() as file:
+        head = file.read(16)
+    kind, extension = media.record.kind, (media.record.member or media.record.path).rpartition(".")[2].lower()
+    for pattern, what in SIGNATURES:
+        if len(head) >= len(pattern) and all(p in (ord("."), byte) for p, byte in zip(pattern, head, strict=False)):
+            same = FORMATS[kind] in what or (kind != "image" and what.endswith("file"))
+            return None if same else f"wrong extension: named .{extension}, but it is a {what}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def main() -> None:
+    """Read a JSON job a line from stdin, answer with JSON lines on the original stdout until the parent closes it."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native libraries print
+    os.dup2(1, 2)
+    warnings.simplefilter("ignore")
+
+    def tell(facts: Facts) -> None:
+        answers.write(json.dumps(facts) + "\n")
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        # If the parent is gone, nobody kills a hanging child; SIGALRM's default action does, whoever holds the lock.
+        signal.alarm(math.ceil(job["limit"]) + 10)
+        probe(Media(Record(**job["record"]), Path(job["root"])), tell)
+        tell({"done": True})
+        signal.alarm(0)
+
+
+if __name__ == "__main__":
+    main()
