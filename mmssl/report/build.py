@@ -22,42 +22,53 @@ from mmssl.report.reading import Metrics, Result, Skipped, flatten, read_json, r
 
 BUDGET = 6_500_000
 """Bytes of pictures in one page; in base64 they take a third more, which keeps the page below 10 MB."""
-LARGE_PNG = 150_000
+LARGE_PNG = 40_000
 SHOWN_SKIPPED = 200
 MEDIA_TYPES = {".png": "image/png", ".webp": "image/webp"}
 
 
 @dataclass
 class Figure:
-    caption: str
+    """One picture of one step, as data URIs; what the page has no room for is missing."""
+
+    name: str
     step: int
+    order: str
+    """'left to right' or 'top to bottom': how the columns lie."""
     columns: list[str]
-    rows: int
-    layout: str
-    still: str | None
-    """Data URI; None where the page has no room left."""
-    animation: str | None = None
-    file: str = ""
+    samples: list[str]
+    animation: str | None
 
 
 @dataclass
 class Album:
-    """Holds the pictures of a page within its budget, the most telling ones first."""
+    """Holds the pictures of a page within its budget."""
 
     left: int = BUDGET
     omitted: int = 0
 
     def embed(self, file: Path) -> str | None:
-        """The file as a data URI, photographs as WebP; None (counted) when it is missing or there is no room."""
-        try:
-            content, media_type = file.read_bytes(), MEDIA_TYPES[file.suffix]
-        except OSError:
-            return None
-        if file.suffix == ".png" and len(content) > LARGE_PNG:
+        """The file as a data URI; None when it is missing or there is no room."""
+        return self._uri(file.read_bytes(), MEDIA_TYPES[file.suffix]) if file.is_file() else None
+
+    def embed_rows(self, file: Path, rows: list[tuple[int, int]]) -> list[str]:
+        """One data URI for each pair of pixel lines (from, to) of an image file; large ones are re-encoded as WebP."""
+        if not file.is_file():
+            return []
+        image = Image.open(file)
+        found = []
+        for top, bottom in rows:
             buffer = io.BytesIO()
-            Image.open(io.BytesIO(content)).save(buffer, "WEBP", quality=86)
-            if buffer.tell() < len(content):
-                content, media_type = buffer.getvalue(), "image/webp"
+            part = image.crop((0, top, image.width, bottom))
+            part.save(buffer, "PNG", optimize=True)
+            media_type = "image/png"
+            if buffer.tell() > LARGE_PNG:
+                buffer, media_type = io.BytesIO(), "image/webp"
+                part.save(buffer, "WEBP", quality=86)
+            found.append(self._uri(buffer.getvalue(), media_type))
+        return [uri for uri in found if uri]
+
+    def _uri(self, content: bytes, media_type: str) -> str | None:
         if len(content) > self.left:
             self.omitted += 1
             return None
@@ -218,8 +229,8 @@ def _probe(metrics: Metrics) -> list[Markup]:
 def collapse_verdict(metrics: Metrics) -> str | None:
     """Whether the features still tell samples apart, in words; None when the run watched no features.
 
-    Feature std is that of the normalised features times sqrt(D): 1 when they fill the sphere evenly, 0 when all are equal
-    (SimSiam, section 4.1); effective rank is the exponential of the entropy of the singular values (RankMe).
+    Feature std is that of the normalised features times sqrt(D): 1 when they fill the sphere evenly, 0 when all are
+    equal (SimSiam, section 4.1); effective rank is the exponential of the entropy of the singular values (RankMe).
     """
     std, rank = metrics.values("probe/feature_std"), metrics.values("probe/effective_rank")
     if not len(std) or not len(rank):
@@ -253,16 +264,14 @@ def _figures(out: Path, album: Album) -> tuple[list[Figure], list[Figure]]:
 
 def _figure(out: Path, sidecar: dict[str, Any], album: Album) -> Figure:
     folder = out / "pictures"
-    animation = sidecar.get("animation")
+    animation = sidecar["animation"]
     return Figure(
-        caption=str(sidecar["name"]).replace("_", " "),
+        name=str(sidecar["name"]).replace("_", " "),
         step=int(sidecar["step"]),
+        order="left to right" if animation or sidecar["layout"] == "across" else "top to bottom",
         columns=list(sidecar["columns"]),
-        rows=int(sidecar["rows"]),
-        layout=sidecar["layout"],
         animation=album.embed(folder / animation) if animation else None,
-        still=album.embed(folder / sidecar["still"]),
-        file=f"pictures/{sidecar['still']}",
+        samples=album.embed_rows(folder / sidecar["still"], sidecar["rows"]),
     )
 
 
@@ -289,6 +298,7 @@ def _write(file: Path, **content: Any) -> Path:
         loader=jinja2.PackageLoader("mmssl.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f} %"
+    environment.filters["gain"] = lambda pair: "" if pair is None else f"{100 * pair[0]:+.1f} to {100 * pair[1]:+.1f}"
     environment.filters["interval"] = lambda pair: "" if pair is None else f"{100 * pair[0]:.1f} – {100 * pair[1]:.1f}"
     page = environment.get_template("report.html.j2").render(shown_skipped=SHOWN_SKIPPED, **content)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Small inline SVG charts. Colours and fonts come from the page's style sheet, so that they follow light and dark mode."""
+"""Small inline SVG charts; colours come from the page's style sheet, so that they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Envelope:
 
 
 def envelope(series: Series, bins: int = BINS) -> Envelope:
-    """Mean, minimum and maximum of each of `bins` equal spans of x; the points themselves where there are at most 2 x bins."""
+    """Mean, minimum and maximum of `bins` equal spans of x; the points themselves if there are at most 2 x bins."""
     finite = np.isfinite(series.y)
     x, y = series.x[finite], series.y[finite]
     if len(x) <= 2 * bins:

@@ -54,7 +54,7 @@ class Map:
 
 
 def nearest(features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine nearest neighbours of every row among the others, best first: (indices int64 [N,k], similarities float32 [N,k])."""
+    """Nearest others of every row by cosine similarity, best first: indices int64 [N,k], similarities float32 [N,k]."""
     x = torch.nn.functional.normalize(torch.as_tensor(features, dtype=torch.float32), dim=1)
     k = min(k, len(x) - 1)
     indices, similarities = [], []
@@ -120,8 +120,8 @@ def nearest_neighbours(
 
 
 def embedding_map(features: np.ndarray, labels: Sequence[str | None], *, limit: int = MAP_POINTS, seed: int = 0) -> Map:
-    """Two coordinates a sample by t-SNE (van der Maaten & Hinton 2008) on the cosine distance of at most `limit` random samples; by PCA
-    below 50 samples, where t-SNE shows nothing."""
+    """Two coordinates a sample, of at most `limit` random samples: t-SNE (van der Maaten & Hinton 2008) on features of
+    length one; principal components below 50 samples, where t-SNE shows nothing."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -190,7 +190,7 @@ def _save_thumbnail(out: Path, row: int, encoder: Encoder, source: Source) -> st
 
 
 def thumbnail(view: Tensor, rate: int = 0) -> np.ndarray:
-    """uint8 [h,w,3] of a view as the encoder gets it: an image as it is, a clip's middle frame, a log spectrogram of a waveform.
+    """uint8 [h,w,3] of what the encoder gets: an image as it is, a clip's middle frame, a waveform's spectrogram.
 
     Args:
         view: uint8 [3,H,W], uint8 [T,3,H,W] or float32 [S]. rate: Hz of a waveform.
@@ -201,7 +201,7 @@ def thumbnail(view: Tensor, rate: int = 0) -> np.ndarray:
 
 
 def spectrogram(wave: Tensor, rate: int, *, height: int = THUMBNAIL, width: int = 2 * THUMBNAIL) -> np.ndarray:
-    """Waveform [S] -> heat map uint8 [height,width,3]: decibels over time, 50 Hz to half the rate on a logarithmic axis."""
+    """Waveform [S] -> heat map uint8 [height,width,3]: decibels, 50 Hz to half the rate on a logarithmic axis."""
     window = round(0.025 * rate)
     power = torch.stft(
         torch.nn.functional.pad(wave.float(), (0, max(0, window - len(wave)))),

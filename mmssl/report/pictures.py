@@ -21,6 +21,7 @@ from mmssl.types import Picture
 SMALLEST = 96
 """Pixels: smaller cells are enlarged by a whole factor, nearest neighbour, so that patch borders stay crisp."""
 GAP = 4
+SAMPLE_GAP = 12
 FRAME_MS = 160
 STRIP_FRAMES = 8
 MAX_ROWS = 8
@@ -34,7 +35,8 @@ class Sidecar:
     name: str
     kind: str
     columns: tuple[str, ...]
-    rows: int
+    rows: tuple[tuple[int, int], ...]
+    """First and past-the-last pixel line of each sample in `still`."""
     layout: Literal["across", "down"]
     """'across': one row a sample, one column a stage. 'down': wide cells, the stages of a sample below each other."""
     still: str
@@ -45,8 +47,8 @@ class Sidecar:
 def save_pictures(out: Path, step: int, pictures: dict[str, Picture]) -> list[Path]:
     """Write OUT/pictures/step-000200-<name>.png, for clips an animated .webp as well, and a .json with the captions.
 
-    Clips become an animation (all cells play together) and a strip of frames; spectrograms become heat maps, low frequencies at the
-    bottom, one colour scale a row. Values outside [0,255] cannot occur; NaN in a spectrogram is drawn grey.
+    Clips become an animation (all cells play together) and a strip of frames; spectrograms become heat maps, low
+    frequencies at the bottom, one colour scale a row, NaN grey.
 
     Returns the picture files written. Raises ValueError for a picture without rows or of an unknown kind.
     """
@@ -63,11 +65,15 @@ def save_pictures(out: Path, step: int, pictures: dict[str, Picture]) -> list[Pa
             animation = folder / f"{stem}.webp"
             _save_animation(rows, animation)
             rows = [[_strip(cell) for cell in row] for row in rows]
-        layout: Literal["across", "down"] = "down" if rows[0][0].shape[-2] >= 2 * rows[0][0].shape[-3] else "across"
-        _save(grid(rows if layout == "across" else [[cell] for row in rows for cell in row]), still)
-        sidecar = Sidecar(
-            step, name, picture.kind, picture.columns, len(rows), layout, still.name, animation and animation.name
+        layout: Literal["across", "down"] = "down" if rows[0][0].shape[1] >= 2 * rows[0][0].shape[0] else "across"
+        samples = [grid([row] if layout == "across" else [[cell] for cell in row]) for row in rows]
+        ends = np.cumsum([len(sample) + SAMPLE_GAP for sample in samples]).tolist()
+        extents = tuple(
+            (end - SAMPLE_GAP - len(sample), end - SAMPLE_GAP) for end, sample in zip(ends, samples, strict=True)
         )
+        _save(grid([[sample] for sample in samples], SAMPLE_GAP), still)
+        moving = None if animation is None else animation.name
+        sidecar = Sidecar(step, name, picture.kind, picture.columns, extents, layout, still.name, moving)
         _write(folder / f"{stem}.json", json.dumps(asdict(sidecar), indent=1).encode())
         written += [still] if animation is None else [still, animation]
     return written
@@ -107,17 +113,18 @@ def enlarge(pixels: np.ndarray, smallest: int = SMALLEST) -> np.ndarray:
     return pixels.repeat(factor, axis=-3).repeat(factor, axis=-2) if factor > 1 else pixels
 
 
-def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Cells uint8 [h,w,3] -> uint8 [h',w',4]: cells of different size are centred, the gaps are transparent (light and dark pages)."""
+def grid(rows: Sequence[Sequence[np.ndarray]], gap: int = GAP) -> np.ndarray:
+    """Cells uint8 [h,w,3 or 4] -> one image [.,.,4]; smaller cells are centred, gaps are transparent (dark pages)."""
     height = [max(cell.shape[0] for cell in row) for row in rows]
     width = [max(row[column].shape[1] for row in rows) for column in range(len(rows[0]))]
-    canvas = np.zeros((sum(height) + GAP * (len(height) - 1), sum(width) + GAP * (len(width) - 1), 4), np.uint8)
+    canvas = np.zeros((sum(height) + gap * (len(height) - 1), sum(width) + gap * (len(width) - 1), 4), np.uint8)
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
-            y = sum(height[:i]) + GAP * i + (height[i] - cell.shape[0]) // 2
-            x = sum(width[:j]) + GAP * j + (width[j] - cell.shape[1]) // 2
-            canvas[y : y + cell.shape[0], x : x + cell.shape[1], :3] = cell
-            canvas[y : y + cell.shape[0], x : x + cell.shape[1], 3] = 255
+            y = sum(height[:i]) + gap * i + (height[i] - cell.shape[0]) // 2
+            x = sum(width[:j]) + gap * j + (width[j] - cell.shape[1]) // 2
+            place = canvas[y : y + cell.shape[0], x : x + cell.shape[1]]
+            place[..., 3] = 255
+            place[..., : cell.shape[2]] = cell
     return canvas
 
 

@@ -1,4 +1,4 @@
-"""Reads what a run left in its folder, also while it goes on: missing parts stay empty, a cut-off last line is passed over."""
+"""Reads what a run left in its folder, also while it goes on: missing parts stay empty, a cut line is passed over."""
 
 from __future__ import annotations
 
