@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -66,15 +67,12 @@ def probe(media: Media, tell: Callable[[Facts], None]) -> None:
             tell(facts)
             if facts["problem"] is None:
                 tell({"backend": "decord" if decord_agrees(media, samples) else "pyav"})
-    except OSError as error:
-        if error.errno is None or not isinstance(error, PermissionError | FileNotFoundError):
-            tell({"problem": _what_it_is(media) or _first_line(error)})
-        else:
-            tell({"problem": f"cannot be opened: {error.strerror}", "keep": False})
+    except (PermissionError, FileNotFoundError) as error:
+        tell({"problem": f"cannot be opened: {error.strerror}", "keep": False})
     except UnreadableMedia as error:
         tell({"problem": _what_it_is(media) or str(error)})
     except Exception as error:  # every library raises its own classes
-        tell({"problem": _what_it_is(media) or _first_line(error)})
+        tell({"problem": _what_it_is(media) or f"cannot be decoded as {FORMATS[kind]}: {_reason(error)}"})
 
 
 def probe_image(media: Media) -> Facts:
@@ -98,7 +96,7 @@ def probe_audio(media: Media) -> Facts:
                 while block := len(file.read(1 << 18, dtype="float32", always_2d=True)):
                     frames += block
             except soundfile.LibsndfileError as error:
-                stopped = _first_line(error)
+                stopped = _reason(error)
     except soundfile.LibsndfileError:
         return _probe_sound_track(media)
     facts = _facts(frames=frames, rate=float(rate), channels=channels, duration=frames / rate, backend="soundfile")
@@ -215,7 +213,7 @@ class _Damage:
             return None
         if self.good_since:
             return f"damaged after {unit} {self.first}"
-        return f"truncated after {unit} {self.first}"
+        return f"truncated after {unit} {self.decoded}"
 
 
 def _decode(container: Any, stream: Any, damage: _Damage) -> Any:
@@ -271,9 +269,15 @@ def _what_it_is(media: Media) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """One line without the file's name, which stands beside it; FFmpeg's own log says more than its error codes."""
+    import av
+
+    if isinstance(error, av.error.FFmpegError):
+        logged = f" ({error.log[2].strip()})" if error.log else ""
+        return f"{error.strerror}{logged}"
     text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    return re.sub(r" ?'?<_io\S+ object at 0x\w+>'?", "", text[0]) if text else type(error).__name__
 
 
 def main() -> None:
@@ -282,6 +286,9 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native libraries print
     os.dup2(1, 2)
     warnings.simplefilter("ignore")
+    import av
+
+    av.logging.set_level(av.logging.ERROR)  # kept with the exception that follows
 
     def tell(facts: Facts) -> None:
         answers.write(json.dumps(facts) + "\n")
