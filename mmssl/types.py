@@ -14,6 +14,7 @@ Masks are boolean with True = masked, everywhere. Token grids are flattened row-
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,17 +44,23 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Copy every tensor to `device`, without waiting for the copy."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    def pin_memory(self) -> Batch:
+        """Copy every tensor to page-locked memory; the loader's pinning thread calls it by this name."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, act: Callable[[Tensor], Tensor]) -> Batch:
+        def all_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: act(tensor) for name, tensor in tensors.items()}
 
         return replace(
             self,
-            views=move(self.views),
-            index=self.index.to(device, non_blocking=True),
-            noise=move(self.noise),
-            targets=move(self.targets),
-            lengths=move(self.lengths),
+            views=all_of(self.views),
+            index=act(self.index),
+            noise=all_of(self.noise),
+            targets=all_of(self.targets),
+            lengths=all_of(self.lengths),
         )
 
 

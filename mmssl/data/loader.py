@@ -1,0 +1,288 @@
+"""Plan, files and views become `Batch`es: in the order of the plan, whatever the number of workers.
+
+Everything random about a sample comes from one generator seeded by (seed, epoch, row), so a batch is the same for any
+number of workers or processes and after any restart. A file that cannot be read is replaced and reported; a decoder
+that hangs or kills its worker ends in one sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+
+from mmssl.data.media import UnreadableMedia
+from mmssl.data.plan import Draw, Plan
+from mmssl.data.sources import Source
+from mmssl.data.views import Sample, Views
+from mmssl.errors import UserError
+from mmssl.types import Batch
+
+TRIES = 10
+"""Rows tried for one draw before the data is called broken."""
+POLL = 2.0
+"""Seconds from one look at the workers to the next, while the trainer waits for them."""
+
+
+class Loaded(NamedTuple):
+    """What one draw gave."""
+
+    row: int
+    """The row that was read: the planned one, or its replacement."""
+    samples: list[Sample]
+    noise: list[dict[str, Tensor]]
+    """One dictionary a sample: name -> float32 [k]."""
+    skipped: list[tuple[int, str]]
+
+
+@dataclass
+class MediaDataset:
+    """Reads draws: rows of a source through views, with the noise that objective and device views asked for.
+
+    Args:
+        noise: draws a sample by name; they arrive in `Batch.noise[name]`.
+        rows: where replacements of unreadable files are drawn from. `make_loader` fills in the rows of its plan, so
+            that none comes from another split; with None nothing is replaced.
+    """
+
+    source: Source
+    views: Views
+    seed: int
+    noise: dict[str, int] = field(default_factory=dict)
+    rows: np.ndarray | None = None
+    reading: np.ndarray | None = None
+    """int64 [3] in a worker: its pid, the row that it reads (-1: none), and since when (monotonic ns)."""
+
+    def __getitem__(self, draw: Draw) -> Loaded:
+        """The samples of one file, then their noise, all from the generator of this draw.
+
+        Raises:
+            UserError: `TRIES` rows one after another cannot be read.
+        """
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, draw.epoch, draw.row])))
+        row, skipped = draw.row, list[tuple[int, str]]()
+        while True:
+            try:
+                samples = self._read(row, rng)
+                return Loaded(row, samples, [self._noise(rng) for _ in samples], skipped)
+            except (UnreadableMedia, OSError, ValueError) as error:
+                skipped.append((row, str(error)))
+            if self.rows is None or len(skipped) == TRIES:
+                first, reason = skipped[0]
+                raise UserError(
+                    f"{len(skipped)} file(s) in a row could not be read, the first being {self.source.id(first)} "
+                    f"({reason}): run `mmssl index` on the data to list the bad files, and mend or remove them."
+                )
+            row = int(self.rows[rng.integers(len(self.rows))])
+
+    def _read(self, row: int, rng: np.random.Generator) -> list[Sample]:
+        if self.reading is None:
+            return self.views(self.source.media(row), rng)
+        self.reading[1:] = row, time.monotonic_ns()
+        try:
+            return self.views(self.source.media(row), rng)
+        finally:
+            self.reading[1] = -1
+
+    def _noise(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        # By sorted name: the draws must not depend on the order in which a recipe lists its parts.
+        return {name: torch.from_numpy(rng.random(self.noise[name], dtype=np.float32)) for name in sorted(self.noise)}
+
+    def batch(self, draws: list[Draw]) -> Batch:
+        """The samples of `draws`, in order; those of one file lie side by side."""
+        loaded = [self[draw] for draw in draws]
+        samples = [sample for item in loaded for sample in item.samples]
+        rows = [item.row for item in loaded for _ in item.samples]
+        # default_collate, because in a worker it stacks straight into the memory that the trainer will map.
+        targets = default_collate([sample.targets for sample in samples])
+        if self._classes:
+            targets["class"] = torch.tensor([self._classes.get(self.source.label(row) or "", -1) for row in rows])
+        return Batch(
+            views=default_collate([sample.views for sample in samples]),
+            index=torch.tensor(rows),
+            noise=default_collate([noise for item in loaded for noise in item.noise]),
+            targets=targets,
+            lengths=default_collate([sample.lengths for sample in samples]),
+            skipped=tuple(skip for item in loaded for skip in item.skipped),
+        )
+
+    @cached_property
+    def _classes(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.source.labels())}
+
+
+def make_loader(
+    dataset: MediaDataset,
+    plan: Plan,
+    *,
+    start_step: int,
+    stop_step: int,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+    timeout: float = 120.0,
+) -> Iterator[Batch]:
+    """The micro-batches of steps [start_step, stop_step) of the plan for process `rank` of `world`, `accumulate` a
+    step.
+
+    One iterator serves the whole run: workers live from the first step to the last and read ahead across epochs.
+
+    Args:
+        workers: processes that read; 0 reads in this process, where nothing can guard against a hanging decoder.
+        prefetch: micro-batches that each worker reads ahead.
+        timeout: seconds that one file may take while the trainer waits.
+
+    Raises:
+        UserError: now, if the batch does not divide over processes and micro-batches; while iterating, if the data is
+            broken, a file takes longer than `timeout`, or a worker dies.
+    """
+    if dataset.views.per_file != plan.per_file:
+        raise ValueError(f"the views cut {dataset.views.per_file} samples a file and the plan counts {plan.per_file}")
+    if plan.files_per_step % (world * accumulate):
+        raise UserError(
+            f"A batch of {plan.batch_size} samples ({plan.files_per_step} files) does not divide over {world} processes "
+            f"x {accumulate} micro-batches: set --batch-size to a multiple of {plan.per_file * world * accumulate}."
+        )
+    dataset = replace(dataset, rows=plan.rows)
+    order = _Order(plan, start_step, stop_step, rank, world, accumulate)
+    return _batches(dataset, order, workers, prefetch, pin_memory, timeout)
+
+
+@dataclass
+class _Order:
+    """Draws of one micro-batch after another."""
+
+    plan: Plan
+    start: int
+    stop: int
+    rank: int
+    world: int
+    accumulate: int
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for step in range(self.start, self.stop):
+            draws = self.plan.draws(step, self.rank, self.world)
+            size = len(draws) // self.accumulate
+            yield from (draws[first : first + size] for first in range(0, len(draws), size))
+
+
+@dataclass
+class _MicroBatches(Dataset):
+    """Micro-batches as the items of a data set, so that they are collated in the worker."""
+
+    dataset: MediaDataset
+    reading: Tensor
+    """int64 [workers,3] in shared memory: pid, row being read (-1: none), and since when (monotonic ns)."""
+
+    def __getitem__(self, draws: list[Draw]) -> Batch | str:
+        try:
+            return self.dataset.batch(draws)
+        except UserError as error:
+            return str(error)  # an exception would arrive with the worker's traceback in its message
+
+    def start_worker(self, number: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would never run inside a hanging decoder
+        torch.set_num_threads(1)
+        self.dataset.reading = self.reading[number].numpy()
+        self.dataset.reading[:] = os.getpid(), -1, 0
+
+
+def _start_worker(number: int) -> None:
+    dataset: Any = get_worker_info().dataset  # type: ignore[union-attr]
+    dataset.start_worker(number)
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _batches(
+    dataset: MediaDataset, order: _Order, workers: int, prefetch: int, pin_memory: bool, timeout: float
+) -> Iterator[Batch]:
+    reading = torch.full((max(workers, 1), 3), -1, dtype=torch.int64).share_memory_()
+    # Processes come from a fork server: decoders, CUDA and process groups hold threads in the trainer, which a fork
+    # would leave locked. It imports this module once for all workers.
+    context = multiprocessing.get_context("forkserver") if workers else None
+    if context is not None:
+        context.set_forkserver_preload([__name__])
+    others = set(multiprocessing.active_children())
+    loader = DataLoader(
+        _MicroBatches(dataset, reading),
+        batch_size=None,
+        sampler=order,
+        collate_fn=_same,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin_memory,
+        timeout=POLL if workers else 0,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=context,
+        # Its own, or starting the loader would take a draw from the generator of dropout and a resumed run would
+        # differ.
+        generator=torch.Generator(),
+    )
+    batches = iter(loader)
+    processes = [process for process in multiprocessing.active_children() if process not in others]
+    while True:
+        try:
+            item = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            sentence = _trouble(processes, reading, dataset.source, timeout)
+            if sentence is not None:
+                for process in processes:
+                    process.kill()
+                raise UserError(sentence) from None
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            continue  # only slow; asking again is safe, nothing was taken from the queue
+        if isinstance(item, str):
+            raise UserError(item)
+        yield item
+
+
+def _trouble(processes: list[BaseProcess], reading: Tensor, source: Source, timeout: float) -> str | None:
+    """Which worker died or has been at one file for too long, as a sentence; None if all is well."""
+    now = time.monotonic_ns()
+    at = {pid: (row, (now - since) / 1e9) for pid, row, since in reading.tolist()}
+    for process in processes:
+        row, seconds = at.get(process.pid, (-1, 0.0))
+        place = f"reading {source.id(row)}" if row >= 0 else "handing over a batch"
+        if not process.is_alive():
+            return f"A loader worker {_cause(process.exitcode)} while {place}: {_remedy(process.exitcode)}."
+        if row >= 0 and seconds > timeout:
+            return (
+                f"A loader worker has been {place} for {seconds:.0f} s: run `mmssl index` on the data, which finds "
+                f"files that hang their decoder, or allow more time than {timeout:g} s where the storage is slow."
+            )
+    return None
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"was ended by {signal.Signals(-exitcode).name}"
+    return f"ended with exit code {exitcode}"
+
+
+def _remedy(exitcode: int | None) -> str:
+    if exitcode == -signal.SIGKILL:
+        return "most often memory ran out, so use fewer --workers or a smaller --batch-size"
+    if exitcode == -signal.SIGBUS:
+        return "shared memory ran out, so enlarge /dev/shm (docker run --shm-size) or use fewer --workers"
+    return "take that file out of the data, or look for the cause with --workers 0"

@@ -1,0 +1,365 @@
+"""Worker-side sampling: one decoded file in, raw views at crop size out.
+
+Everything random and geometric happens here, on uint8, so that what crosses from worker to trainer is as small as it
+can be; colour is left to the device (`device_views.py`). All draws come from the generator that is handed in, in a
+fixed order, so a sample depends on nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from mmssl.data.audio import read_audio
+from mmssl.data.images import decode_image
+from mmssl.data.media import Media, UnreadableMedia
+from mmssl.data.video import open_video
+
+Box = tuple[int, int, int, int]
+"""Top, left, height and width of a crop, in pixels."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample as it leaves the decoder, before batching."""
+
+    views: dict[str, Tensor]
+    """By name: uint8 [3,size,size], uint8 [T,3,size,size] or float32 [S]."""
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    """By name: 'start' float32 [views], the second of the file at which each clip or segment begins."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """By view name: real frames or samples, counted from the first; what follows is padding."""
+
+
+class Views(ABC):
+    """Cuts training samples from one file.
+
+    Attributes:
+        names: view names, in order.
+        per_file: samples cut from one decode.
+    """
+
+    names: tuple[str, ...]
+    per_file: int
+
+    @abstractmethod
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        """`per_file` samples of this file. Raises UnreadableMedia when it cannot be decoded, or is too short to be
+        used."""
+
+    @abstractmethod
+    def centre(self) -> Views:
+        """The deterministic evaluation version: one sample a file with one view, named 'view'."""
+
+
+# ---------------------------------------------------------------------------------------------------------- geometry
+
+
+def random_resized_box(
+    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """The box of torchvision's RandomResizedCrop: area uniform in `scale`, aspect log-uniform in `ratio`, ten attempts,
+    then the largest central box of an allowed aspect."""
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w = min(width, round(height * ratio[1]))
+    h = min(height, round(width / ratio[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+MULTISCALE = (1.0, 0.875, 0.75, 0.66)
+
+
+def multiscale_box(height: int, width: int, rng: np.random.Generator, size: int) -> Box:
+    """The box of TSN's MultiScaleCrop as VideoMAE trains with it: sides from {1, .875, .75, .66} of the short side, the
+    two at most one scale apart, placed at one of 13 fixed offsets (Wang et al. 2016, arXiv:1608.00859, section 3.2)."""
+    sides = [int(min(height, width) * scale) for scale in MULTISCALE]
+    sides = [size if abs(side - size) < 3 else side for side in sides]
+    sides = [min(side, height, width) for side in sides]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    h, w = pairs[rng.integers(len(pairs))]
+    down, right = (height - h) // 4, (width - w) // 4
+    even = [(i, j) for i in (0, 2, 4) for j in (0, 2, 4)]
+    odd = [(i, j) for i in (1, 3) for j in (1, 3)]
+    i, j = (even + odd)[rng.integers(13)]
+    return i * down, j * right, h, w
+
+
+def crop_and_resize(media: Tensor, box: Box, size: int, interpolation: str, flip: bool) -> Tensor:
+    """uint8 [...,3,H,W] -> uint8 [...,3,size,size], antialiased; flipped left to right after the resize, where it is
+    cheap."""
+    top, left, height, width = box
+    out = F.resize(
+        media[..., top : top + height, left : left + width],
+        [size, size],
+        interpolation=InterpolationMode(interpolation),
+        antialias=True,
+    )
+    return (out.flip(-1) if flip else out).contiguous()
+
+
+def centre_crop(media: Tensor, size: int, interpolation: str) -> Tensor:
+    """uint8 [...,3,H,W] -> uint8 [...,3,size,size]: short side to `size`, centre square; the steps that a Hugging Face
+    image processor takes with size={'shortest_edge': size} and a centre crop."""
+    out = F.resize(media, [size], interpolation=InterpolationMode(interpolation), antialias=True)
+    return F.center_crop(out, [size, size]).contiguous()
+
+
+# ------------------------------------------------------------------------------------------------------------ images
+
+
+@dataclass(frozen=True)
+class ImageViews(Views):
+    """Independent random resized crops of one picture, one a name, each uint8 [3,size,size]."""
+
+    size: int
+    names: tuple[str, ...] = ("view",)
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Share of the picture's area that a crop covers."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    interpolation: str = "bicubic"
+    per_file: int = 1
+
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        image = decode_image(media)
+        return [Sample({name: self._crop(image, rng) for name in self.names}) for _ in range(self.per_file)]
+
+    def _crop(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        box = random_resized_box(image.shape[-2], image.shape[-1], rng, self.scale, self.ratio)
+        flip = self.flip and rng.random() < 0.5
+        return crop_and_resize(image, box, self.size, self.interpolation, flip)
+
+    def centre(self) -> Views:
+        return ImageCentre(self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class ImageCentre(Views):
+    """Short side to `size`, centre square."""
+
+    size: int
+    interpolation: str = "bicubic"
+    names: tuple[str, ...] = ("view",)
+    per_file: int = 1
+
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        return [Sample({"view": centre_crop(decode_image(media), self.size, self.interpolation)})]
+
+    def centre(self) -> Views:
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------------- video
+
+Short = Literal["repeat_last", "loop", "skip"]
+
+
+def clip_span(frames: int, stride: float) -> int:
+    """File frames from the first to the last frame of a clip, both counted."""
+    return int((frames - 1) * stride + 1e-6) + 1
+
+
+def clip_indices(start: int, frames: int, stride: float) -> np.ndarray:
+    """int64 [frames]: file frames of a clip, from `start`, `stride` file frames apart (need not be whole: time-based
+    sampling shows the frame that is on screen at that instant). May pass the end of the file: see `within_file`."""
+    return start + np.floor(np.arange(frames) * stride + 1e-6).astype(np.int64)
+
+
+def within_file(indices: np.ndarray, total: int, short: Short) -> np.ndarray:
+    """Bring indices past the end of a file of `total` frames back into it: the last frame again, or from the beginning.
+
+    Raises:
+        UnreadableMedia: there are such indices and `short` is 'skip'.
+    """
+    if indices[-1] < total:
+        return indices
+    if short == "skip":
+        raise UnreadableMedia(f"too short: {total} frames, and a clip spans {indices[-1] - indices[0] + 1}")
+    return np.minimum(indices, total - 1) if short == "repeat_last" else indices % total
+
+
+@dataclass(frozen=True)
+class VideoViews(Views):
+    """Random clips of one video, uint8 [T,3,size,size], all cut from a single decode.
+
+    Each of `per_file` samples has one clip a name, at its own time with its own crop and flip; frames of a clip share
+    them. Several samples a decode are repeated sampling (Hoffer et al. 2020; VideoMAE's num_sample), two names are the
+    two clips of a contrastive pair.
+    """
+
+    size: int
+    frames: int = 16
+    stride: int = 4
+    """File frames from one clip frame to the next."""
+    interval: float | None = None
+    """Seconds from one clip frame to the next; replaces `stride` and makes clips equally long whatever the frame
+    rate."""
+    names: tuple[str, ...] = ("clip",)
+    per_file: int = 1
+    crop: Literal["multiscale", "random_resized"] = "multiscale"
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Share of the area, for random_resized (MAE-ST's value)."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = False
+    short: Short = "repeat_last"
+    """What to do with a file shorter than a clip."""
+    interpolation: str = "bilinear"
+
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        video = open_video(media, short_side=self._decode_side())
+        stride = self.stride if self.interval is None else self.interval * video.rate
+        last = max(video.frames - clip_span(self.frames, stride), 0)
+        starts = [int(rng.integers(last + 1)) for _ in range(self.per_file * len(self.names))]
+        wanted = [clip_indices(start, self.frames, stride) for start in starts]
+        inside = [within_file(indices, video.frames, self.short) for indices in wanted]
+        union = np.unique(np.concatenate(inside))
+        decoded = video.read(union.tolist())
+        samples = []
+        for first in range(0, len(starts), len(self.names)):
+            here = range(first, first + len(self.names))
+            clips = [self._crop(decoded, np.searchsorted(union, inside[n]), rng) for n in here]
+            real = [self.frames if self.short == "loop" else int((wanted[n] < video.frames).sum()) for n in here]
+            samples.append(
+                Sample(
+                    dict(zip(self.names, clips, strict=True)),
+                    {"start": torch.tensor([starts[n] / video.rate for n in here])},
+                    dict(zip(self.names, real, strict=True)),
+                )
+            )
+        return samples
+
+    def _decode_side(self) -> int:
+        """The smallest short side at which no crop has to be enlarged; decoding no larger saves memory and resizing."""
+        if self.crop == "multiscale":
+            return math.ceil(self.size / MULTISCALE[-1])
+        # The narrowest crop is sqrt(area share x aspect) of the geometric mean side, and the short side is at most
+        # that.
+        return math.ceil(self.size / math.sqrt(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1])))
+
+    def _crop(self, decoded: Tensor, indices: np.ndarray, rng: np.random.Generator) -> Tensor:
+        height, width = decoded.shape[-2:]
+        if self.crop == "multiscale":
+            box = multiscale_box(height, width, rng, self.size)
+        else:
+            box = random_resized_box(height, width, rng, self.scale, self.ratio)
+        flip = self.flip and rng.random() < 0.5
+        top, left, h, w = box
+        # Cut before gathering: a view first, so that only the pixels of the crop are copied.
+        clip = decoded[..., top : top + h, left : left + w][torch.from_numpy(indices)]
+        return crop_and_resize(clip, (0, 0, h, w), self.size, self.interpolation, flip)
+
+    def centre(self) -> Views:
+        short: Short = "repeat_last" if self.short == "skip" else self.short
+        return VideoCentre(self.size, self.frames, self.stride, self.interval, short, self.interpolation)
+
+
+@dataclass(frozen=True)
+class VideoCentre(Views):
+    """The clip in the middle of the video, short side to `size`, centre square. Full-size decoding, so that a Hugging
+    Face processor that is given the same frames makes the same pixels. Nothing is skipped: evaluation answers for
+    every file."""
+
+    size: int
+    frames: int = 16
+    stride: int = 4
+    interval: float | None = None
+    short: Short = "repeat_last"
+    interpolation: str = "bilinear"
+    names: tuple[str, ...] = ("view",)
+    per_file: int = 1
+
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        video = open_video(media)
+        stride = self.stride if self.interval is None else self.interval * video.rate
+        start = max(video.frames - clip_span(self.frames, stride), 0) // 2
+        wanted = clip_indices(start, self.frames, stride)
+        inside = within_file(wanted, video.frames, self.short)
+        union = np.unique(inside)
+        view = centre_crop(video.read(union.tolist()), self.size, self.interpolation)
+        view = view[torch.from_numpy(np.searchsorted(union, inside))]
+        real = self.frames if self.short == "loop" else int((wanted < video.frames).sum())
+        return [Sample({"view": view}, {"start": torch.tensor([start / video.rate])}, {"view": real})]
+
+    def centre(self) -> Views:
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------------- audio
+
+
+@dataclass(frozen=True)
+class AudioViews(Views):
+    """Random segments of one recording, one a name, each float32 [samples] at `rate`; only the segments are read.
+
+    A recording shorter than a segment is followed by zeros ('pad': `Sample.lengths` tells how many samples are real) or
+    repeated ('loop').
+    """
+
+    rate: int
+    samples: int
+    names: tuple[str, ...] = ("view",)
+    per_file: int = 1
+    short: Literal["pad", "loop"] = "pad"
+
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        return self._cut(media, lambda free: int(rng.integers(free + 1)))
+
+    def centre(self) -> Views:
+        return AudioCentre(self.rate, self.samples, short=self.short)
+
+    def _cut(self, media: Media, place: Callable[[int], int]) -> list[Sample]:
+        record = media.record
+        whole = None
+        if record.frames is None or record.rate is None:  # nobody verified this file, so its length is not known
+            whole = read_audio(media, self.rate)
+            total = len(whole)
+        else:
+            total = math.ceil(record.frames * self.rate / record.rate)
+        cut = []
+        for _ in range(self.per_file):
+            starts = [place(max(total - self.samples, 0)) for _ in self.names]
+            waves = [self._segment(media, whole, start) for start in starts]
+            views = dict(zip(self.names, (self._fill(wave) for wave in waves), strict=True))
+            real = [self.samples if self.short == "loop" else len(wave) for wave in waves]
+            seconds = torch.tensor([start / self.rate for start in starts])
+            cut.append(Sample(views, {"start": seconds}, dict(zip(self.names, real, strict=True))))
+        return cut
+
+    def _segment(self, media: Media, whole: Tensor | None, start: int) -> Tensor:
+        if whole is not None:
+            wave = whole[start : start + self.samples]
+        else:
+            wave = read_audio(media, self.rate, start=start / self.rate, seconds=self.samples / self.rate)
+        if len(wave) == 0:
+            raise UnreadableMedia(f"{media.name}: no sound at second {start / self.rate:.3f}")
+        return wave
+
+    def _fill(self, wave: Tensor) -> Tensor:
+        if self.short == "loop":
+            return wave.repeat(-(-self.samples // len(wave)))[: self.samples]
+        return torch.nn.functional.pad(wave, (0, self.samples - len(wave)))
+
+
+@dataclass(frozen=True)
+class AudioCentre(AudioViews):
+    """The segment in the middle of the recording."""
+
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        return self._cut(media, lambda free: free // 2)
+
+    def centre(self) -> Views:
+        return self
