@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours, as DINO evaluates (Wu et al. 2018, arXiv:1805.01978, section 3.4; Caron et al. 2021, arXiv:2104.14294)."""
+"""Weighted nearest neighbours: Wu et al. 2018 (arXiv:1805.01978, section 3.4), as DINO uses them (arXiv:2104.14294)."""
 
 from __future__ import annotations
 

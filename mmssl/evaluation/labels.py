@@ -7,11 +7,16 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmssl.adapters.specs import Spec, VideoSpec
 from mmssl.errors import UserError
+from mmssl.evaluation.views import SPEED_CLASSES, SpeedViews, speed_span, speed_stride
+
+if TYPE_CHECKING:
+    from mmssl.data.sources import Source
 
 TEST_SHARE = 0.2
 
@@ -25,8 +30,8 @@ class Task:
     """int64: rows of the training files."""
     test: np.ndarray
     """int64: rows of the test files; none of them is in `train`."""
-    labels: dict[int, int]
-    """row -> class, for labels of whole files; empty where the footage gives the label itself."""
+    counts: dict[str, dict[str, int]]
+    """'train' and 'test': class -> files; empty where the footage gives the label itself."""
     split: str
     """How the two sides came about, in words."""
     notes: tuple[str, ...] = ()
@@ -36,8 +41,9 @@ class Task:
 def held_out(ids: Sequence[Hashable], strata: np.ndarray, *, share: float, seed: int) -> np.ndarray:
     """bool [N], True = held out: a share of the different ids of every stratum, in the order of a seeded hash.
 
-    The hash makes the choice of one file independent of what else is in the folder. An id counts to the stratum of its first
-    example and is held out with all its examples. A stratum of one id stays whole on the other side.
+    An id counts to the stratum of its first example and is held out with all its examples. The only id of a stratum
+    stays.
+    Hashing makes the order of the ids independent of what else is in the folder.
     """
     first: dict[Hashable, Any] = {}
     for name, stratum in zip(ids, strata, strict=True):
@@ -52,32 +58,34 @@ def held_out(ids: Sequence[Hashable], strata: np.ndarray, *, share: float, seed:
     return np.array([name in chosen for name in ids], dtype=bool)
 
 
-def split_rows(source: Any, rows: np.ndarray, strata: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Train and test rows: the data's own test (or validation) split where it has one, else a fifth of the files by hash of id."""
-    for name in ("test", "validation", "val", "valid"):
-        own = source.rows(name)
-        if len(own):
-            side = np.isin(rows, own)
-            others = np.unique(np.concatenate([source.rows(n) for n in ("test", "validation", "val", "valid")]))
-            return rows[~np.isin(rows, others)], rows[side], f"the data's own splits, tested on {name!r}"
+def split_rows(source: Source, rows: np.ndarray, strata: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Train rows, test rows and how: the data's own test (or validation) split, else a fifth of the files by hash."""
+    for name in ("test", "validation"):
+        side = np.isin(rows, source.rows(name))
+        if side.any():
+            others = np.isin(rows, np.concatenate([source.rows("test"), source.rows("validation")]))
+            return rows[~others], rows[side], f"the data's own splits, tested on {name!r}"
     side = held_out([source.id(int(row)) for row in rows], strata, share=TEST_SHARE, seed=seed)
-    how = f"the data names no test split: {TEST_SHARE:.0%} of the files of every class, by hash of their id with seed {seed}"
+    how = (
+        f"no test split in the data: {TEST_SHARE:.0%} of the files of every class, by hash of their id with seed {seed}"
+    )
     return rows[~side], rows[side], how
 
 
-def file_labels(source: Any, seed: int) -> Task:
+def file_labels(source: Source, seed: int) -> Task:
     """The labels that the data carries (class folders, metadata).
 
     Raises:
         UserError: when no file, or no file on one side, carries a label, or there is only one class.
     """
     rows = source.rows(None)
-    names = {int(row): source.label(int(row)) for row in rows}
-    labelled = np.array([row for row in rows if names[int(row)] is not None], dtype=np.int64)
+    given = ((int(row), source.label(int(row))) for row in rows)
+    names = {row: label for row, label in given if label is not None}
+    labelled = np.array(list(names), dtype=np.int64)
     if not len(labelled):
         raise UserError(
-            f"None of the {len(rows)} files carries a label: put them into one folder a class, add a metadata.csv with the column"
-            " 'label', or (for video) ask for a label that the footage gives itself with --labels speed."
+            f"None of the {len(rows)} files carries a label: put them into one folder a class, add a metadata.csv with"
+            " the column 'label', or (for video) ask for a label that the footage gives itself with --labels speed."
         )
     strata = np.array([names[int(row)] for row in labelled])
     train, test, split = split_rows(source, labelled, strata, seed)
@@ -85,44 +93,50 @@ def file_labels(source: Any, seed: int) -> Task:
     classes = tuple(sorted(in_train | in_test))
     if not len(train) or not len(test) or len(classes) < 2:
         raise UserError(
-            f"A probe needs two or more classes with files on both sides, and the data has {len(classes)} class(es) with"
-            f" {len(train)} training and {len(test)} test files ({split}): add labelled files or name the missing split."
+            f"A probe needs two or more classes with files on both sides, and the data has {len(classes)} class(es),"
+            f" {len(train)} training and {len(test)} test files ({split}): add labelled files or the missing split."
         )
     notes = []
     if len(labelled) < len(rows):
         notes.append(f"{len(rows) - len(labelled)} of {len(rows)} files carry no label and are left out")
     if lacking := sorted(in_train - in_test):
-        notes.append(f"only in the training files, never tested: {', '.join(map(str, lacking))}")
+        notes.append(f"only in the training files, never tested: {', '.join(lacking)}")
     if lacking := sorted(in_test - in_train):
-        notes.append(f"only in the test files, always wrong: {', '.join(map(str, lacking))}")
-    number = {name: index for index, name in enumerate(classes)}
-    labels = {int(row): number[names[int(row)]] for row in (*train, *test)}
-    return Task(tuple(map(str, classes)), train, test, labels, split, tuple(notes))
+        notes.append(f"only in the test files, always wrong: {', '.join(lacking)}")
+    sides = {"train": train, "test": test}
+    counts = {name: dict(sorted(Counter(names[int(row)] for row in side).items())) for name, side in sides.items()}
+    return Task(classes, train, test, counts, split, tuple(notes))
 
 
-SPEEDS = (1, 2, 4)
+def speed_labels(source: Source, spec: Spec, seed: int) -> tuple[Task, SpeedViews]:
+    """Playback speed: every file gives clips at 1x, 2x and 4x, and the test clips come from files of their own.
 
+    Files known to be shorter than the 4x clip are left out.
 
-def speed_stride(lengths: np.ndarray, frames: int, wanted: int) -> int:
-    """Stride of the 1x clip: `wanted`, or the largest below it at which a 4x clip fits into four fifths of the files (frame counts [N]).
-
-    One stride for all files, since a file with its own would make the classes overlap. 0 if even stride 1 does not fit.
+    Raises:
+        UserError: for images and audio, and when too few files are long enough.
     """
-    for stride in range(wanted, 0, -1):
-        if np.mean(lengths >= speed_span(frames, stride)) >= 0.8:
-            return stride
-    return 0
+    if not isinstance(spec, VideoSpec):
+        raise UserError(f"--labels speed is about videos, and this encoder takes {spec.modality}: leave it out.")
+    rows = source.rows(None)
+    lengths = np.array([_frames(source, int(row)) for row in rows])
+    stride = speed_stride(lengths, spec.frames, spec.stride) if len(rows) else 0
+    rows_long = rows[lengths >= speed_span(spec.frames, max(stride, 1))]
+    if not stride or len(rows_long) < 5:
+        raise UserError(
+            f"--labels speed needs five or more files of at least {speed_span(spec.frames, 1)} frames, so that a clip"
+            f" of {spec.frames} frames fits at 4x, and {len(rows_long)} of {len(rows)} have them: use longer videos."
+        )
+    train, test, split = split_rows(source, rows_long, np.zeros(len(rows_long), dtype=int), seed)
+    if not len(train) or not len(test):
+        raise UserError(f"All {len(rows_long)} long enough files are on one side ({split}): add files to the other.")
+    notes = [f"1x means one frame in {stride} of the file (the encoder was trained at {spec.stride})"]
+    if len(rows_long) < len(rows):
+        notes.append(f"{len(rows) - len(rows_long)} of {len(rows)} files are too short for a 4x clip and are left out")
+    return Task(SPEED_CLASSES, train, test, {}, split, tuple(notes)), SpeedViews(spec.size, spec.frames, stride)
 
 
-def speed_span(frames: int, stride: int) -> int:
-    """Frames of the file under the fastest clip."""
-    return (frames - 1) * stride * SPEEDS[-1] + 1
-
-
-def describe_counts(task: Task) -> dict[str, dict[str, int]]:
-    """Files by class on each side (empty for labels that the footage gives)."""
-    return {
-        side: {task.classes[c]: n for c, n in sorted(Counter(task.labels[int(r)] for r in rows).items())}
-        for side, rows in (("train", task.train), ("test", task.test))
-        if task.labels
-    }
+def _frames(source: Source, row: int) -> float:
+    """Frames of a file; infinite where nobody counted them (Hub rows), so that the file is tried."""
+    frames = source.media(row).record.frames
+    return float("inf") if frames is None else frames

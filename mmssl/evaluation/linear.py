@@ -56,7 +56,7 @@ def train_heads(
     """Train J softmax heads at once: SGD with momentum, cosine learning rate, one matrix product for all heads.
 
     The loss is convex and the heads start at zero, so `seed` only orders the mini-batches (epochs without replacement).
-    The gradient of softmax cross-entropy is (p - onehot) x, written out here because autograd would be the slowest part.
+    The gradient of softmax cross-entropy, (p - onehot) x, is written out because autograd would be the slowest part.
 
     Args:
         x: [N,D] standardised features. labels: int64 [N]. rates, decays: [J]; the bias is not decayed.
@@ -161,8 +161,8 @@ def linear_probe(
 def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and scale [D] that make features [N,D] what BatchNorm1d(affine=False) makes of them.
 
-    MAE puts that layer before its head (arXiv:2111.06377, appendix A.1). Its fixed epsilon would shrink encoders whose features vary
-    little, untrained ones above all, so only dimensions that vary less than fp32 can tell are held down here.
+    MAE puts that layer before its head (arXiv:2111.06377, appendix A.1). Its fixed epsilon would shrink encoders whose
+    features vary little, untrained ones above all, so only what varies less than fp32 can tell is held down here.
     """
     wide = x.double()
     mean = wide.mean(0)

@@ -144,11 +144,23 @@ class Chance:
 
     majority: float
     """Test top-1 of always answering the most frequent class of the training examples."""
+    majority_balanced: float
+    """Its balanced accuracy."""
     uniform: float
-    """Test top-1 expected of drawing one of the training classes evenly; also the balanced accuracy of both."""
+    """Test top-1 expected of drawing one of the training classes evenly."""
+    uniform_balanced: float
+    """Its balanced accuracy."""
 
 
 def chance(train: np.ndarray, test: np.ndarray) -> Chance:
+    """Chance for training and test labels, int64 [N] and [Q]."""
     classes, counts = np.unique(train, return_counts=True)
-    known = np.isin(test, classes).mean()
-    return Chance(float((test == classes[counts.argmax()]).mean()), float(known / len(classes)))
+    answer = np.full_like(test, classes[counts.argmax()])
+    known = np.isin(test, classes)
+    known_classes = np.isin(np.unique(test), classes)
+    return Chance(
+        majority=float((test == answer).mean()),
+        majority_balanced=balanced_accuracy(test, answer),
+        uniform=float(known.mean() / len(classes)),
+        uniform_balanced=float(known_classes.mean() / len(classes)),
+    )

@@ -1,4 +1,4 @@
-"""Claim: the weighted kNN is DINO's rule. Compared with a plain float64 recomputation in NumPy, and with sklearn's classifier."""
+"""Claim: the weighted kNN is DINO's rule. Compared with a plain float64 recomputation in NumPy, and with sklearn."""
 
 import numpy as np
 import pytest

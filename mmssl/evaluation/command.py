@@ -1,0 +1,260 @@
+"""`mmssl evaluate knn` and `mmssl evaluate linear`: what an encoder is worth, beside its untrained twin and chance."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+
+import mmssl
+from mmssl.data.indexing import show_progress
+from mmssl.data.sources import Source, open_source
+from mmssl.data.views import Views
+from mmssl.encoders.base import Encoder
+from mmssl.errors import UserError
+from mmssl.evaluation import knn, linear
+from mmssl.evaluation.embed import EmbedSettings, run_embed
+from mmssl.evaluation.features import Features, extract_all, features_cache
+from mmssl.evaluation.labels import Task, file_labels, speed_labels
+from mmssl.evaluation.metrics import chance, difference, score
+from mmssl.evaluation.subject import describe, pick_device, untrained
+from mmssl.evaluation.table import print_table
+from mmssl.evaluation.views import evaluation_views
+from mmssl.training.files import write_json, writing
+
+__all__ = ["EmbedSettings", "KnnSettings", "LinearSettings", "evaluate", "run_embed", "run_evaluate"]
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings:
+    """What both probes share."""
+
+    encoder: str
+    """Folder of a run's encoder, or a Hub id."""
+    data: str
+    """Labelled media: folders, a train/ + test/ tree, a folder with metadata.csv, WebDataset tars, or a Hub name."""
+    out: Path
+    """JSON file for all figures and settings."""
+    labels: Literal["data", "speed"] = "data"
+    """'data': class folders or metadata. 'speed' (video): every file gives clips at 1x, 2x and 4x, to be told apart."""
+    clips: int = 1
+    """Clips or segments of a file whose features are averaged; 1 is the middle one."""
+    seed: int = 0
+    """Fixes the split (where the data has none), the untrained encoder, the order of the probe and the intervals."""
+    seeds: int = 1
+    """Untrained encoders to compare with, at seeds seed, seed+1, ..."""
+    shuffle_labels: bool = False
+    """Also train the probe on shuffled labels: a control that has to be at chance."""
+    batch_size: int = 64
+    workers: int = 2
+    """Processes that decode; 0 decodes in this one."""
+    device: str = "auto"
+    """'auto' takes a GPU where one is at hand; else a torch device such as 'cpu' or 'cuda:1'."""
+    cache: bool = True
+    """Keep features on disk and use those that are already there."""
+
+
+@dataclass(kw_only=True)
+class KnnSettings(EvaluateSettings):
+    """Weighted nearest neighbours on frozen features, as DINO evaluates (arXiv:2104.14294)."""
+
+    @property
+    def name(self) -> str:
+        return "knn" if self.labels == "data" else f"knn ({self.labels})"
+
+    k: int = 20
+    """Neighbours of the figures in the table."""
+    neighbours: tuple[int, ...] = knn.NEIGHBOURS
+    """Further values of k that are reported."""
+    temperature: float = knn.TEMPERATURE
+    """T of the weight exp(cosine / T)."""
+
+
+@dataclass(kw_only=True)
+class LinearSettings(EvaluateSettings):
+    """A linear probe on frozen, standardised features; rate and decay are chosen on a fifth of the training files."""
+
+    @property
+    def name(self) -> str:
+        return "linear" if self.labels == "data" else f"linear ({self.labels})"
+
+    rates: tuple[float, ...] = linear.RATES
+    """Learning rates to choose from."""
+    decays: tuple[float, ...] = linear.DECAYS
+    """Weight decays to choose from."""
+    epochs: int = 100
+    """Passes over the training examples (and at least 1,000 steps)."""
+    probe_batch_size: int = 256
+    """Examples of one step of the probe."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Predictions of one probe."""
+
+    predicted: np.ndarray
+    """int64 [Q]."""
+    details: dict[str, Any]
+    """What the probe chose or tried, for the JSON file."""
+
+
+def run_evaluate(settings: KnnSettings | LinearSettings) -> dict[str, Any]:
+    """Evaluate as the command line does: load, compute, print the table, write the JSON file; returns its content."""
+    if settings.out.is_dir():
+        raise UserError(f"--out {settings.out} is a folder: name a JSON file, such as {settings.out / 'knn.json'}.")
+    encoder = Encoder.from_pretrained(settings.encoder)
+    with show_progress(Console(stderr=True)) as progress:
+        source = open_source(settings.data, encoder.spec.modality, progress=progress)
+    result = evaluate(encoder, source, settings)
+    with writing(settings.out):
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(settings.out, result)
+    print_table(result)
+    print(f"All figures: {settings.out}")
+    return result
+
+
+def evaluate(encoder: Encoder, source: Source, settings: KnnSettings | LinearSettings) -> dict[str, Any]:
+    """All figures of one probe: the encoder, its untrained twins and chance, on the same files.
+
+    Raises:
+        UserError: no labels, too few classes or files, or files that cannot be read.
+    """
+    if settings.seeds < 1:
+        raise UserError(f"--seeds {settings.seeds}: give 1 or more untrained encoders to compare with.")
+    begin = time.monotonic()
+    views: Views
+    if settings.labels == "speed":
+        if settings.clips != 1:
+            raise UserError("--clips averages clips of one file, which --labels speed tells apart: leave it out.")
+        task, views = speed_labels(source, encoder.spec, settings.seed)
+    else:
+        task, views = file_labels(source, settings.seed), evaluation_views(encoder.spec, settings.clips)
+
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    trained, *twins = extract_all(
+        [encoder, *(untrained(encoder, seed) for seed in seeds)],
+        source,
+        np.concatenate([task.train, task.test]),
+        views=views,
+        classes=task.classes if settings.labels == "speed" else None,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        device=pick_device(settings.device),
+        seed=settings.seed,
+        cache=features_cache() if settings.cache else None,
+    )
+    probe = Probing(task, settings, trained)
+    answer = probe(trained)
+    others = []
+    for seed, features in zip(seeds, twins, strict=True):
+        twin = probe(features)
+        gain = difference(probe.truth, answer.predicted, twin.predicted, probe.groups, settings.seed)
+        others.append({"seed": seed, **probe.figures(twin), "difference": dataclasses.asdict(gain)})
+    first = dict(others[0])
+    gain_over_first = first.pop("difference")
+    shuffled = probe.figures(probe(trained, shuffle=True)) if settings.shuffle_labels else None
+    plain = dataclasses.asdict(settings)
+    return {
+        "evaluation": settings.name,
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()},
+        "encoder": describe(encoder, settings.encoder),
+        "data": {
+            "path": settings.data,
+            "fingerprint": source.fingerprint,
+            "labels": settings.labels,
+            "classes": list(task.classes),
+            "split": task.split,
+            "files": {"train": len(task.train), "test": len(task.test)},
+            "files_by_class": task.counts,
+            "examples": {"train": len(probe.known), "test": len(probe.truth)},
+            "views": repr(views),
+            "notes": list(task.notes),
+            "skipped": [{"id": name, "reason": reason} for name, reason in trained.skipped],
+        },
+        "trained": probe.figures(answer),
+        "untrained": first,
+        "difference": gain_over_first,
+        "further_untrained": others[1:],
+        "shuffled": shuffled,
+        "chance": dataclasses.asdict(chance(probe.known, probe.truth)),
+        "versions": versions(),
+        "device": str(pick_device(settings.device)),
+        "seconds": round(time.monotonic() - begin, 3),
+    }
+
+
+def encode(labels: tuple[str | None, ...], classes: tuple[str, ...]) -> np.ndarray:
+    """Names -> int64 [N]."""
+    number: dict[str | None, int] = {name: index for index, name in enumerate(classes)}
+    return np.array([number[label] for label in labels], dtype=np.int64)
+
+
+class Probing:
+    """One probe, trained and scored alike for every encoder: same examples, same order, same options.
+
+    Raises:
+        UserError: when no file of one side could be read.
+    """
+
+    def __init__(self, task: Task, settings: KnnSettings | LinearSettings, features: Features) -> None:
+        self.task, self.settings = task, settings
+        train, test = features.at(task.train), features.at(task.test)
+        self.known, self.truth = encode(train.labels, task.classes), encode(test.labels, task.classes)
+        """int64: classes of the training and of the test examples."""
+        self.groups = test.rows
+        if not len(self.known) or not len(self.truth):
+            raise UserError("No training file, or no test file, could be read: run `mmssl index` on the data.")
+
+    def __call__(self, features: Features, *, shuffle: bool = False) -> Answer:
+        """Train on the training examples (with their labels shuffled, if asked) and predict the test examples."""
+        settings, classes = self.settings, len(self.task.classes)
+        device = pick_device(settings.device)
+        train, test = features.at(self.task.train), features.at(self.task.test)
+        labels = np.random.default_rng(settings.seed).permutation(self.known) if shuffle else self.known
+        x, queries = torch.from_numpy(train.x).to(device), torch.from_numpy(test.x).to(device)
+        y = torch.from_numpy(labels).to(device)
+        if isinstance(settings, KnnSettings):
+            wanted = (settings.k, *settings.neighbours)
+            if min(wanted) < 1 or settings.temperature <= 0:
+                raise UserError("--k and --neighbours are counts of 1 or more, and --temperature is above 0.")
+            found = knn.knn_predict(x, y, queries, classes=classes, neighbours=wanted, temperature=settings.temperature)
+            k = min(settings.k, len(x))
+            by_k = {str(n): float(np.mean(answer.cpu().numpy() == self.truth)) for n, answer in found.items()}
+            return Answer(found[k].cpu().numpy(), {"k": k, "top1_by_k": by_k})
+        head = linear.linear_probe(
+            x,
+            y,
+            classes=classes,
+            groups=train.rows,
+            rates=settings.rates,
+            decays=settings.decays,
+            epochs=settings.epochs,
+            batch=settings.probe_batch_size,
+            seed=settings.seed,
+        )
+        trials = [dataclasses.asdict(trial) for trial in head.trials]
+        for trial in trials:  # JSON has no infinity
+            trial["validation_loss"] = trial["validation_loss"] if np.isfinite(trial["validation_loss"]) else None
+        chosen = {"rate": head.rate, "decay": head.decay, "validation": trials}
+        return Answer(head.predict(queries).cpu().numpy(), chosen)
+
+    def figures(self, answer: Answer) -> dict[str, Any]:
+        result = score(self.truth, answer.predicted, self.task.classes, self.groups, self.settings.seed)
+        return {**dataclasses.asdict(result), **answer.details}
+
+
+def versions() -> dict[str, str]:
+    return {
+        "mmssl": mmssl.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

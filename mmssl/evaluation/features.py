@@ -1,0 +1,205 @@
+"""Frozen features of a data source: deterministic views in, one vector an example out, kept for the next probe."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mmssl
+from mmssl.data.verify import cache_folder
+from mmssl.encoders.base import Encoder
+from mmssl.errors import UserError
+from mmssl.evaluation.reading import Files, read_views
+from mmssl.evaluation.subject import encoder_hash, evaluating
+from mmssl.evaluation.views import evaluation_views
+
+if TYPE_CHECKING:
+    from mmssl.data.sources import Source
+    from mmssl.data.views import Views
+
+BAD_SHARE = 0.1
+"""Above this share of unreadable files an evaluation stops: its figures would be about another data set."""
+
+
+@dataclass(frozen=True)
+class Features:
+    x: np.ndarray
+    """float32 [N,D]: `Encoded.pooled` of each example."""
+    rows: np.ndarray
+    """int64 [N]: row of each example in its source; a file may give several examples."""
+    labels: tuple[str | None, ...]
+    """N labels: the source's, or what the view says where the footage gives the label itself."""
+    ids: tuple[str, ...]
+    """N ids of the source."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """(id, reason) of files that could not be read."""
+
+    def at(self, rows: np.ndarray) -> Features:
+        """The examples of some rows."""
+        keep = np.flatnonzero(np.isin(self.rows, rows))
+        labels, ids = tuple(self.labels[i] for i in keep), tuple(self.ids[i] for i in keep)
+        return Features(self.x[keep], self.rows[keep], labels, ids, self.skipped)
+
+
+def features_cache() -> Path:
+    """Where features are kept between evaluations. May be deleted at any time."""
+    return cache_folder() / "features"
+
+
+def extract(encoder: Encoder, source: Source, rows: np.ndarray, **options: Any) -> Features:
+    """Features of one encoder; see `extract_all` for the options."""
+    return extract_all([encoder], source, rows, **options)[0]
+
+
+@torch.no_grad()
+def extract_all(
+    encoders: Sequence[Encoder],
+    source: Source,
+    rows: np.ndarray,
+    *,
+    views: Views | None = None,
+    classes: tuple[str, ...] | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    title: str = "features",
+) -> list[Features]:
+    """Features of frozen encoders of one spec, in evaluation mode and fp32; files are decoded once for all of them.
+
+    Args:
+        views: deterministic sampling; `evaluation_views(encoder.spec)` if None. Several samples of a file are averaged.
+        classes: names of the classes that the views give: then every sample is an example of its own.
+        device: where to compute (encoders are moved there); None leaves each encoder where it is.
+        cache: folder of features already computed; the key covers weights, data, rows, views and seed.
+
+    Raises:
+        UserError: when no file is asked for, more than a tenth of the files is unreadable, or features are not finite.
+    """
+    if not len(rows):
+        raise UserError("There is no file to compute features of: check the split and the folder.")
+    files = Files(source, views or evaluation_views(encoders[0].spec), np.asarray(rows, np.int64), seed)
+    keys = [_cache_key(encoder, files) for encoder in encoders]
+    stored = [_load(cache, key) for key in keys]
+    missing = [i for i, found in enumerate(stored) if found is None]
+    if missing:
+        wanted = [encoders[i] if device is None else encoders[i].to(device) for i in missing]
+        for i, found in zip(missing, _compute(wanted, files, batch_size, workers, title), strict=True):
+            stored[i] = found
+            _save(cache, keys[i], found)
+    return [_features(found, source, classes) for found in stored if found is not None]
+
+
+def _compute(
+    encoders: list[Encoder], files: Files, batch_size: int, workers: int, title: str
+) -> list[dict[str, np.ndarray]]:
+    parts: list[list[Tensor]] = [[] for _ in encoders]
+    rows, classes, skipped = [], [], list[tuple[int, str]]()
+    with ExitStack() as modes:
+        for encoder in encoders:
+            modes.enter_context(evaluating(encoder))
+        for chunk in read_views(files, batch_size=batch_size, workers=workers, title=title):
+            skipped += chunk.skipped
+            if len(skipped) > max(1, BAD_SHARE * len(files)) or len(skipped) == len(files):
+                raise UserError(
+                    f"{len(skipped)} of {len(files)} files could not be read, and more than {BAD_SHARE:.0%} would make"
+                    f" the figures about other data; the first: {skipped[0][1]}. Run `mmssl index` on the folder to list"
+                    " them, and mend or remove them."
+                )
+            if chunk.views is None:
+                continue
+            for view in chunk.views.split(batch_size):
+                for encoder, found in zip(encoders, parts, strict=True):
+                    place = next(encoder.parameters()).device
+                    with torch.autocast(place.type, enabled=False):
+                        found.append(encoder(view.to(place)).pooled.float().cpu())
+            rows.append(chunk.rows)
+            classes.append(chunk.classes)
+    shared = {
+        "rows": np.concatenate(rows),
+        "classes": np.concatenate(classes),
+        "bad": np.array([row for row, _ in skipped], np.int64),
+        "reasons": np.array([reason for _, reason in skipped], np.str_),
+    }
+    results = []
+    for found in parts:
+        x = torch.cat(found).numpy()
+        if not np.isfinite(x).all():
+            wrong = shared["rows"][~np.isfinite(x).all(1)]
+            raise UserError(
+                f"The encoder gives features that are not finite for {len(wrong)} of {len(x)} examples (first:"
+                f" {files.source.id(int(wrong[0]))}): its training diverged; take an earlier checkpoint."
+            )
+        results.append({"x": x, **shared})
+    return results
+
+
+def _features(stored: dict[str, np.ndarray], source: Source, classes: tuple[str, ...] | None) -> Features:
+    x, rows = stored["x"], stored["rows"]
+    if classes is None:
+        rows, x = _mean_by_file(rows, x)
+        labels = tuple(source.label(int(row)) for row in rows)
+    else:
+        labels = tuple(classes[number] for number in stored["classes"])
+    bad = zip(stored["bad"], stored["reasons"], strict=True)
+    skipped = tuple((source.id(int(row)), str(reason)) for row, reason in bad)
+    return Features(x, rows, labels, tuple(source.id(int(row)) for row in rows), skipped)
+
+
+def _mean_by_file(rows: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average the examples [N,D] of each row; rows stay in the order of their first example."""
+    different, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    if len(different) == len(rows):
+        return rows, x
+    total = np.zeros((len(different), x.shape[1]))
+    np.add.at(total, inverse, x)
+    order = np.argsort(first)
+    return different[order], (total / np.bincount(inverse)[:, None]).astype(np.float32)[order]
+
+
+# ------------------------------------------------------------------------------------------------------------- cache
+
+
+def _cache_key(encoder: Encoder, files: Files) -> str:
+    versions = (mmssl.__version__, torch.__version__)
+    parts = (*versions, encoder_hash(encoder), files.source.fingerprint, repr(files.views), files.seed)
+    digest = hashlib.sha256(repr(parts).encode())
+    digest.update(files.rows.tobytes())
+    return digest.hexdigest()
+
+
+def _load(cache: Path | None, key: str) -> dict[str, np.ndarray] | None:
+    if cache is None or not (cache / f"{key}.npz").exists():
+        return None
+    try:
+        with np.load(cache / f"{key}.npz", allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None  # a damaged cache costs a computation, never an evaluation
+
+
+def _save(cache: Path | None, key: str, stored: dict[str, np.ndarray]) -> None:
+    if cache is None:
+        return
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache, suffix=".part", delete=False) as part:
+            np.savez(part, allow_pickle=False, **stored)
+        os.replace(part.name, cache / f"{key}.npz")
+    except OSError as error:
+        raise UserError(
+            f"Features cannot be kept in {cache} ({error.strerror}): free some space there, set MMSSL_CACHE to another"
+            " folder, or give --no-cache."
+        ) from error

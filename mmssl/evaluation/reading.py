@@ -1,0 +1,114 @@
+"""Evaluation samples of a data source, in the order of its rows, for features and for the monitor."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmssl.data.media import UnreadableMedia
+from mmssl.errors import UserError
+
+if TYPE_CHECKING:
+    from mmssl.data.sources import Source
+    from mmssl.data.views import Views
+
+Item = TypeVar("Item")
+Read = tuple[int, list[Tensor] | str, list[int]]
+"""(row, its views or why they cannot be read, the class that each view gives or -1)."""
+
+
+@dataclass(frozen=True)
+class Files(Dataset):
+    """Some rows of a source through deterministic views, as a map-style data set for worker processes."""
+
+    source: Source
+    views: Views
+    rows: np.ndarray
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Read:
+        row = int(self.rows[position])
+        try:
+            # Seeded by the row alone, so that a file gives the same samples in every evaluation.
+            samples = self.views(self.source.media(row), np.random.default_rng((self.seed, row)))
+        except (UnreadableMedia, OSError, ValueError) as error:
+            return row, str(error), []
+        views = [next(iter(sample.views.values())) for sample in samples]
+        return row, views, [int(sample.targets.get("class", -1)) for sample in samples]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples of a few files on the CPU."""
+
+    views: Tensor | None
+    """Raw media [B,...]; None when no file of the chunk could be read."""
+    rows: np.ndarray
+    """int64 [B]."""
+    classes: np.ndarray
+    """int64 [B]: the class that the view gives, -1 for none."""
+    skipped: tuple[tuple[int, str], ...]
+    """(row, reason) of files that cannot be read."""
+
+    @staticmethod
+    def collate(files: list[Read]) -> Chunk:
+        views: list[Tensor] = []
+        rows: list[int] = []
+        classes: list[int] = []
+        skipped = []
+        for row, found, given in files:
+            if isinstance(found, str):
+                skipped.append((row, found))
+                continue
+            views += found
+            classes += given
+            rows += [row] * len(found)
+        stacked = torch.stack(views) if views else None
+        return Chunk(stacked, np.array(rows, np.int64), np.array(classes, np.int64), tuple(skipped))
+
+
+def read_views(files: Files, *, batch_size: int, workers: int, title: str) -> Iterator[Chunk]:
+    """All samples of the files, about `batch_size` at a time, with a display of progress on stderr.
+
+    Raises:
+        UserError: when a worker process dies.
+    """
+    many = max(1, batch_size // files.views.per_file)
+    # Never fork: the parent holds threads of torch and of decoders, whose locks a copy would inherit.
+    context = "forkserver" if workers else None
+    loader = DataLoader(files, many, collate_fn=Chunk.collate, num_workers=workers, multiprocessing_context=context)
+    try:
+        yield from show(loader, title, len(loader))
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"A process that decodes files died ({str(error).splitlines()[0]}): give --workers 0 to see the file that"
+            " does it, or fewer workers if memory ran out."
+        ) from error
+
+
+def show(items: Iterable[Item], title: str, total: int, interval: float = 30.0) -> Iterator[Item]:
+    """Pass items through, with a bar on a terminal, else one line each `interval` seconds."""
+    if sys.stderr.isatty():
+        yield from track(items, title, total=total, console=Console(stderr=True), transient=True)
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last > interval:
+            last = time.monotonic()
+            print(f"{title}: {done}/{total} batches", file=sys.stderr, flush=True)
