@@ -14,7 +14,7 @@ from mmssl.types import Tokens
 
 
 class Front(nn.Module, ABC):
-    """Raw media -> what the first layer of an encoder sees. Convolutional nets take it alone, adapters cut it into patches.
+    """Raw media -> what the first layer of an encoder sees. Convolutional nets take it whole, adapters cut it up.
 
     Attributes:
         spec: what the view is (size, rate, mean and std).
@@ -30,14 +30,14 @@ class Front(nn.Module, ABC):
 
     @abstractmethod
     def denormalise(self, pixels: Tensor) -> Tensor:
-        """Pixels [B,C,T,H,W] back to what a picture shows: [0,1] for images and clips, log-mel values for spectrograms."""
+        """Pixels [B,C,T,H,W] as pictures show them: [0,1] for images and clips, log-mel values for spectrograms."""
 
 
 class Adapter(nn.Module, ABC):
     """A view of raw media in, tokens without positions out.
 
-    The projection has the shape and the name of a convolution, so that it maps one to one onto Hugging Face files, but patches that
-    do not overlap go through one matrix product.
+    The projection has the shape and the name of a convolution, so that it maps one to one onto Hugging Face files, but
+    patches go through one matrix product.
 
     Attributes:
         front: raw media -> pixels.
@@ -77,17 +77,18 @@ class Adapter(nn.Module, ABC):
         return self.front.denormalise(pixels)
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """Cut pixels [B,C,T,H,W] into patches [B,N,K,C] in token order; inside a patch (t,h,w) row-major, channels last."""
+        """Patches [B,N,K,C] of pixels [B,C,T,H,W] in token order; inside a patch (t,h,w) row-major, channels last."""
         windows = self._windows(pixels)
         return windows.permute(0, 1, 2, 3, 5, 6, 7, 4).reshape(
             windows.shape[0], -1, self.values // windows.shape[4], windows.shape[4]
         )
 
     def unpatches(self, patches: Tensor, grid: tuple[int, int, int] | None = None) -> Tensor:
-        """Put patches [B,N,K,C] of `grid` (the nominal one if None) back together as pixels [B,C,T,H,W]; inverse of `patches`."""
+        """Pixels [B,C,T,H,W] from patches [B,N,K,C] of `grid` (the nominal one if None); the inverse of `patches`."""
         if self.stride != self.patch:
             raise UserError(
-                f"Patches of {self.patch} at a distance of {self.stride} overlap and cannot be put back together: set stride equal to patch."
+                f"Patches of {self.patch} at a distance of {self.stride} overlap and cannot be put back together: "
+                "set stride equal to patch."
             )
         (T, H, W), (t, h, w) = grid or self.grid, self.patch
         cells = patches.reshape(patches.shape[0], T, H, W, t, h, w, patches.shape[-1])
@@ -97,8 +98,8 @@ class Adapter(nn.Module, ABC):
         """Tokens of a view of raw media.
 
         Args:
-            keep: int64 [B,V]; if given, only these patches are projected, in this order, and x is [B,V,D]. Nine tenths of a
-                clip need no projection when nine tenths are masked.
+            keep: int64 [B,V]; if given, only these patches are projected, in this order, and x is [B,V,D]: where nine
+                tenths of a clip are masked, nine tenths need no projection.
 
         Raises:
             UserError: the view is not a whole number of patches.
@@ -121,8 +122,8 @@ class Adapter(nn.Module, ABC):
         ):
             if size < patch or (stride == patch and size % patch):
                 raise UserError(
-                    f"A view of {' x '.join(map(str, pixels.shape[2:]))} (frames x rows x columns) has {size} {name}, which is not a multiple "
-                    f"of the patch ({patch}): change the size of the view or of the patch."
+                    f"A view of {' x '.join(map(str, pixels.shape[2:]))} (frames x rows x columns) has {size} {name}, "
+                    f"which is not a multiple of the patch ({patch}): change the size of the view or of the patch."
                 )
         (t, h, w), (st, sh, sw) = self.patch, self.stride
         windows = pixels.unfold(2, t, st).unfold(3, h, sh).unfold(4, w, sw)

@@ -1,4 +1,4 @@
-"""Waveforms [B,S] -> kaldi log-mel filter banks -> tokens of square patches (Gong et al. 2021, AST; Huang et al. 2022, Audio-MAE)."""
+"""Waveforms [B,S] -> kaldi log-mel values -> tokens of square patches (Gong et al. 2021, AST)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ LOWEST_HZ = 20.0
 class LogMel(Front):
     """Waveforms float32 [B,S] in [-1,1] -> (log-mel - mean) / (2 std), fp32 [B,1,1,F,T] with T = spec.frames.
 
-    Kaldi's fbank (25 ms windows each 10 ms, snipped edges, DC removed, pre-emphasis 0.97, Hann window, power spectrum, no dither,
-    no energy), batched; equal to torchaudio.compliance.kaldi.fbank and, with the padding, to transformers' ASTFeatureExtractor.
-    A shorter recording is filled with zeros AFTER the logarithm and before normalisation, a longer one is cut to spec.frames, both as
-    ASTFeatureExtractor does. Always fp32: the power spectrum spans more than bf16 or fp16 can hold.
+    Kaldi's fbank (25 ms windows each 10 ms, snipped edges, DC removed, pre-emphasis 0.97, Hann window, power spectrum,
+    no dither, no energy), batched; equal to torchaudio.compliance.kaldi.fbank and, with the padding, to transformers'
+    ASTFeatureExtractor. A shorter recording is filled with zeros AFTER the logarithm and before normalisation, a longer
+    one is cut to spec.frames, both as ASTFeatureExtractor does. Always fp32: the power spectrum spans more than bf16 or
+    fp16 can hold.
     """
 
+    spec: AudioSpec
     window: Tensor
     mel: Tensor
 
@@ -54,8 +56,8 @@ class LogMel(Front):
         """
         if waveform.shape[-1] < self.length:
             raise UserError(
-                f"A recording of {waveform.shape[-1]} samples is shorter than one 25 ms window ({self.length} samples at "
-                f"{self.spec.rate} Hz): leave out recordings shorter than 25 ms."
+                f"A recording of {waveform.shape[-1]} samples is shorter than one 25 ms window ({self.length} samples "
+                f"at {self.spec.rate} Hz): leave out recordings shorter than 25 ms."
             )
         frames = waveform[:, : self.length + (self.spec.frames - 1) * self.shift].unfold(1, self.length, self.shift)
         frames = frames - frames.mean(2, keepdim=True)

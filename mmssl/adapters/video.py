@@ -1,4 +1,4 @@
-"""Clips [B,T,3,H,W] -> tokens of tubelets: patches that are also some frames deep (Tong et al. 2022, VideoMAE, section 3.1)."""
+"""Clips [B,T,3,H,W] -> tokens of tubelets, patches some frames deep (Tong et al. 2022, VideoMAE, section 3.1)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ class Encoder(nn.Module, ABC):
     Attributes:
         width: D, the width of `pooled` and of the tokens.
         spec: what the encoder takes (size, frames, rate, mean and std).
-        pooling: how `pooled` is made: 'mean' (over patch tokens or the feature map), 'cls', or 'prefix' (mean of the prefix tokens).
+        pooling: how `pooled` is made: 'mean' (over patch tokens or the feature map), 'cls', or 'prefix' (mean of the
+            prefix tokens).
     """
 
     width: int
@@ -33,10 +34,10 @@ class Encoder(nn.Module, ABC):
         """Encode views [B,3,H,W], [B,T,3,H,W] or [B,S]; `hidden` adds the states of every layer."""
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and preprocessor_config.json in the Hugging Face layout of this encoder."""
+        """Write config.json, weights, preprocessor_config.json and README.md in this encoder's Hugging Face layout."""
         from mmssl.encoders.files import save_encoder
 
-        save_encoder(self, Path(folder))
+        save_encoder(self, folder)
 
     @staticmethod
     def from_pretrained(name: str | Path) -> Encoder:
@@ -72,7 +73,7 @@ class TokenEncoder(Encoder):
         mask_token: Tensor | None = None,
         hidden: bool = False,
     ) -> Encoded:
-        """Replace masked tokens by `mask_token`, add positions, gather `keep`, prepend prefix tokens, run the blocks and the final norm.
+        """Replace masked tokens, add positions, gather `keep`, prepend prefix tokens, run blocks and final norm.
 
         Args:
             keep: int64 [B,V], the tokens to encode, in this order; all of them if None.

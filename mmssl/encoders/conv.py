@@ -1,4 +1,4 @@
-"""Convolutional encoders for pooled objectives: torchvision's ResNet without its classifier (He et al. 2016, arXiv 1512.03385)."""
+"""Convolutional encoders for pooled objectives: torchvision's ResNet without its classifier (He et al. 2016)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
 from mmssl.types import Encoded
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+BLOCKS = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+}
+"""Kind and number of blocks in each stage (He et al. 2016, table 1)."""
+WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
 
 
 class ConvEncoder(Encoder):
@@ -21,8 +29,8 @@ class ConvEncoder(Encoder):
     Args:
         front: ImagePixels(spec) or LogMel(spec); decides the modality and the input channels.
         arch: a ResNet of torchvision.
-        stem: 'imagenet' (7x7 stride 2, max pooling) or 'cifar' (3x3 stride 1, no pooling; SimCLR, appendix B.9) for images of
-            about 32 pixels.
+        stem: 'imagenet' (7x7 stride 2, max pooling) or 'cifar' (3x3 stride 1, no pooling; SimCLR, appendix B.9) for
+            images of about 32 pixels.
 
     Raises:
         UserError: an unknown architecture or stem, or a front for clips.
@@ -32,8 +40,8 @@ class ConvEncoder(Encoder):
 
     def __init__(self, front: Front, arch: str = "resnet18", stem: Literal["imagenet", "cifar"] = "imagenet") -> None:
         super().__init__()
-        if arch not in ARCHITECTURES:
-            raise UserError(f"There is no architecture '{arch}': choose one of {', '.join(ARCHITECTURES)}.")
+        if arch not in BLOCKS:
+            raise UserError(f"There is no architecture '{arch}': choose one of {', '.join(BLOCKS)}.")
         if stem not in ("imagenet", "cifar"):
             raise UserError(f"There is no stem '{stem}': choose 'imagenet' or 'cifar'.")
         if front.spec.modality == "video":

@@ -12,7 +12,7 @@ Grid = tuple[int, int, int]
 
 
 def sincos_1d(count: int, width: int) -> Tensor:
-    """Sine and cosine interleaved over the flat token number (Vaswani et al. 2017, section 3.5), as VideoMAE uses over T*H*W.
+    """Sine and cosine interleaved over the flat token number (Vaswani et al. 2017, section 3.5), as VideoMAE has them.
 
     Returns:
         fp32 [count, width]; computed in fp64.
@@ -44,7 +44,7 @@ def interpolate(pos: Tensor, grid: Grid, wanted: Grid) -> Tensor:
         return pos
     (T, H, W), width = grid, pos.shape[2]
     table = pos.float().reshape(T, H, W, width).permute(0, 3, 1, 2)
-    if (H, W) != wanted[1:]:
+    if wanted[1:] != (H, W):
         table = F.interpolate(table, size=wanted[1:], mode="bicubic", align_corners=False)
     if wanted[0] != T:
         lines = table.permute(2, 3, 1, 0).flatten(0, 1)

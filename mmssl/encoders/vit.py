@@ -1,4 +1,4 @@
-"""The transformer trunk of every modality: a ViT that knows tokens, not media (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
+"""The transformer trunk of every modality: a ViT that knows tokens, not media (Dosovitskiy et al. 2021)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ViTSettings:
     prefix: int = 1
     """Prefix tokens: 0, 1 (CLS) or 2 (CLS and distillation, as AST has them)."""
     positions: Literal["sincos", "learned", "sincos1d"] = "sincos"
-    """'sincos': MAE's fixed table over rows and columns; 'sincos1d': VideoMAE's over the flat token number; or learned."""
+    """'sincos': MAE's fixed table over rows and columns; 'sincos1d': VideoMAE's over the flat token number."""
     drop_path: float = 0.0
     """Share of samples that skip the last block; it grows linearly from 0 at the first block (Huang et al. 2016)."""
     layer_scale: float | None = None
@@ -212,7 +212,7 @@ class ViT(TokenEncoder):
                 raise ValueError("encode(mask=...) needs a mask_token of shape [D]")
             x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
         if tokens.pos is not None:
-            # Follows the parameters, not x: under autocast the residual stream stays fp32, under FSDP in bf16 it is bf16.
+            # Follows the parameters, not x: the residual stream is fp32 under autocast, and bf16 under FSDP in bf16.
             x = x + tokens.pos.to(self.adapter.projection.weight.dtype)
         if keep is not None:
             x = _gather(x, keep)

@@ -1,0 +1,56 @@
+"""The model card that stands beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.layouts import VIDEOMAE, Layout
+
+INPUTS = {
+    "image": "images, short side resized (bicubic) and centre cropped to {size} x {size}",
+    "video": "clips of {frames} frames, {stride} frames apart, {size} x {size}",
+    "audio": "recordings at {rate} Hz as {mels} log-mel values x {frames} frames",
+}
+POOLED = {
+    "mean": "the mean over patch tokens (without prefix tokens), or over the feature map of a convolutional net",
+    "cls": "the first token",
+    "prefix": "the mean of the prefix tokens",
+}
+
+
+def model_card(encoder: Encoder, layout: Layout, facts: Mapping[str, Any]) -> str:
+    """README.md with what the encoder takes, how to load it, and the facts of its training."""
+    spec = encoder.spec
+    parameters = sum(p.numel() for p in encoder.parameters())
+    if layout.reason is None:
+        library = "transformers"
+        load = "from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(folder)"
+    else:
+        library = "mmssl"
+        load = "import mmssl\n\nmodel = mmssl.Encoder.from_pretrained(folder)"
+    lines = [
+        "---",
+        f"library_name: {library}",
+        f"tags: [mmssl, self-supervised, {spec.modality}]",
+        "---",
+        f"# A self-supervised {spec.modality} encoder",
+        "",
+        f"- Model: {layout.architecture}, {parameters / 1e6:.1f} million parameters, width {encoder.width}",
+        f"- Takes: {INPUTS[spec.modality].format(**vars(spec))}",
+        f"- Features: {POOLED[encoder.pooling]}",
+        *(f"- {name}: {value}" for name, value in facts.items()),
+        "",
+        "```python",
+        load,
+        "```",
+    ]
+    if layout.reason is not None:
+        lines += ["", f"transformers cannot load it: {layout.reason}."]
+    if layout is VIDEOMAE:
+        lines += [
+            "",
+            "Do not use transformers 5.6 to 5.17: they load the query and value biases of every VideoMAE as zeros.",
+        ]
+    return "\n".join(lines) + "\n"

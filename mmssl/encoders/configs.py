@@ -1,0 +1,199 @@
+"""config.json: from an encoder to the settings of its Hugging Face class, and from such settings to an encoder."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mmssl
+from mmssl.adapters.base import Adapter
+from mmssl.adapters.image import ImagePixels
+from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec
+from mmssl.adapters.spectrogram import LogMel
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.build import build_adapter
+from mmssl.encoders.conv import BLOCKS, WIDTHS, ConvEncoder
+from mmssl.encoders.layouts import AST, IJEPA, POSITIONS, RESNET_MODEL, VIDEOMAE, VIT, VIT_MAE, Layout, State
+from mmssl.encoders.processors import audio_spec, picture_statistics, spec_from_facts
+from mmssl.encoders.vit import ViT, ViTSettings, fixed_positions
+from mmssl.errors import UserError
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "version": mmssl.__version__,
+        "modality": encoder.spec.modality,
+        "spec": asdict(encoder.spec),
+        "pooling": encoder.pooling,
+    }
+    if isinstance(encoder, ViT):
+        facts["settings"] = asdict(encoder.settings)
+    elif isinstance(encoder, ConvEncoder):
+        facts |= {"arch": encoder.arch, "stem": encoder.stem}
+    if layout.reason is not None:
+        facts["encoder"] = layout.architecture
+        return {
+            "model_type": "mmssl",
+            "architectures": [f"mmssl.{layout.architecture}"],
+            "dtype": "float32",
+            "mmssl": facts,
+        }
+    from transformers import AutoConfig
+
+    settings = _resnet_config(encoder) if isinstance(encoder, ConvEncoder) else _vit_config(encoder, layout)
+    config = AutoConfig.for_model(layout.model_type, **settings, mmssl=facts)
+    config.architectures = [layout.architecture]
+    config.dtype = "float32"
+    return json.loads(config.to_json_string())
+
+
+def _vit_config(encoder: Encoder, layout: Layout) -> dict[str, Any]:
+    assert isinstance(encoder, ViT)
+    settings, spec = encoder.settings, encoder.spec
+    config: dict[str, Any] = {
+        "hidden_size": settings.width,
+        "num_hidden_layers": settings.depth,
+        "num_attention_heads": settings.heads,
+        "intermediate_size": round(settings.width * settings.mlp_ratio),
+        "layer_norm_eps": settings.norm_eps,
+        "patch_size": spec.patch,
+    }
+    if isinstance(spec, AudioSpec):
+        stride = {"frequency_stride": spec.stride, "time_stride": spec.stride}
+        return (
+            config
+            | stride
+            | {"max_length": spec.frames, "num_mel_bins": spec.mels, "qkv_bias": settings.qkv_bias == "full"}
+        )
+    config |= {"image_size": spec.size, "num_channels": len(spec.mean)}
+    if isinstance(spec, VideoSpec):
+        config |= {"num_frames": spec.frames, "tubelet_size": spec.tubelet, "use_mean_pooling": not settings.final_norm}
+        return config | {"qv_bias": settings.qkv_bias == "qv"}
+    config["qkv_bias"] = settings.qkv_bias == "full"
+    return config | ({"pooler_act": "linear"} if layout is VIT else {})
+
+
+def _resnet_config(encoder: ConvEncoder) -> dict[str, Any]:
+    kind, depths = BLOCKS[encoder.arch]
+    return {"layer_type": kind, "depths": list(depths), "hidden_sizes": list(WIDTHS[kind]), "embedding_size": 64}
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def build(
+    layout: Layout, config: dict[str, Any], processor: dict[str, Any] | None, weights: State, folder: Path
+) -> Encoder:
+    """An encoder of the shape that config.json tells."""
+    from transformers import AutoConfig
+
+    # Through the class, which fills in what older files leave out.
+    hub = AutoConfig.for_model(layout.model_type, **{k: v for k, v in config.items() if k != "model_type"})
+    facts = config.get("mmssl")
+    if layout is RESNET_MODEL:
+        return _build_resnet(hub, facts, processor, folder)
+    if hub.hidden_act != "gelu":
+        raise UserError(f"{folder} has the activation '{hub.hidden_act}'; mmssl reads models with 'gelu'.")
+    if facts is not None:
+        spec, settings = spec_from_facts(facts), _settings_from_facts(facts, folder)
+    else:
+        spec, settings = _foreign_spec(layout, hub, processor, folder), _foreign_settings(layout, hub)
+    adapter = build_adapter(spec, settings.width)
+    if layout is not VIDEOMAE and POSITIONS in weights:
+        # Fixed only if the table still is what it was: a model that transformers has trained on may have moved it.
+        fixed = settings.positions != "learned" and _is_fixed(weights[POSITIONS], adapter, settings)
+        settings = replace(settings, positions=settings.positions if fixed else "learned")
+    return ViT(adapter, settings)
+
+
+def _settings_from_facts(facts: dict[str, Any], folder: Path) -> ViTSettings:
+    unknown = set(facts["settings"]) - {field.name for field in fields(ViTSettings)}
+    if unknown:
+        raise UserError(
+            f"{folder} was written by mmssl {facts['version']} with settings unknown to {mmssl.__version__} "
+            f"({', '.join(sorted(unknown))}): install the newer version."
+        )
+    return ViTSettings(**facts["settings"])
+
+
+def _foreign_settings(layout: Layout, hub: Any) -> ViTSettings:
+    biased = hub.qv_bias if layout is VIDEOMAE else hub.qkv_bias
+    return ViTSettings(
+        width=hub.hidden_size,
+        depth=hub.num_hidden_layers,
+        heads=hub.num_attention_heads,
+        mlp_ratio=hub.intermediate_size / hub.hidden_size,
+        prefix={VIT: 1, VIT_MAE: 1, IJEPA: 0, VIDEOMAE: 0, AST: 2}[layout],
+        positions="sincos1d" if layout is VIDEOMAE else "sincos",
+        qkv_bias="none" if not biased else "qv" if layout is VIDEOMAE else "full",
+        norm_eps=hub.layer_norm_eps,
+        pooling="cls" if layout is VIT else "prefix" if layout is AST else "mean",
+        final_norm=not (layout is VIDEOMAE and hub.use_mean_pooling),
+    )
+
+
+def _foreign_spec(layout: Layout, hub: Any, processor: dict[str, Any] | None, folder: Path) -> Spec:
+    patch = _side(hub.patch_size, "patch_size", folder)
+    if layout is AST:
+        if hub.frequency_stride != hub.time_stride:
+            raise UserError(
+                f"{folder} has different strides over mels and time; mmssl reads models where they are equal."
+            )
+        return audio_spec(processor, mels=hub.num_mel_bins, frames=hub.max_length, patch=patch, stride=hub.time_stride)
+    mean, std = picture_statistics(str(folder), processor)
+    size = _side(hub.image_size, "image_size", folder)
+    if layout is VIDEOMAE:
+        return VideoSpec(size=size, frames=hub.num_frames, patch=patch, tubelet=hub.tubelet_size, mean=mean, std=std)
+    return ImageSpec(size=size, patch=patch, mean=mean, std=std)
+
+
+def _build_resnet(
+    hub: Any, facts: dict[str, Any] | None, processor: dict[str, Any] | None, folder: Path
+) -> ConvEncoder:
+    shape = (hub.layer_type, tuple(hub.depths))
+    arch = {blocks: name for name, blocks in BLOCKS.items()}.get(shape)
+    standard = hub.embedding_size == 64 and hub.hidden_act == "relu" and hub.num_channels == 3
+    standard = standard and not (hub.downsample_in_first_stage or hub.downsample_in_bottleneck)
+    if arch is None or not standard or tuple(hub.hidden_sizes) != WIDTHS[hub.layer_type]:
+        raise UserError(f"{folder} holds a ResNet of no standard shape: mmssl reads {', '.join(BLOCKS)}.")
+    if facts is not None:
+        spec = spec_from_facts(facts)
+        assert isinstance(spec, ImageSpec)
+    else:
+        mean, std = picture_statistics(str(folder), processor)
+        size = (processor or {}).get("crop_size") or (processor or {}).get("size") or 224
+        spec = ImageSpec(size=size if isinstance(size, int) else min(size.values()), mean=mean, std=std)
+    return ConvEncoder(ImagePixels(spec), arch)
+
+
+def build_ours(config: dict[str, Any], folder: Path) -> Encoder:
+    facts = config["mmssl"]
+    spec = spec_from_facts(facts)
+    if facts["encoder"] == "ConvEncoder":
+        front = LogMel(spec) if isinstance(spec, AudioSpec) else ImagePixels(spec)  # type: ignore[arg-type]
+        return ConvEncoder(front, facts["arch"], facts["stem"])
+    settings = _settings_from_facts(facts, folder)
+    return ViT(build_adapter(spec, settings.width), settings)
+
+
+def _is_fixed(table: Tensor, adapter: Adapter, settings: ViTSettings) -> bool:
+    if settings.width % 4 or table.shape[1] != math.prod(adapter.grid) + settings.prefix:
+        return False
+    fixed = fixed_positions(settings.positions, adapter.grid, settings.width)
+    fixed = torch.cat([fixed.new_zeros(1, settings.prefix, settings.width), fixed], dim=1)
+    return torch.allclose(table, fixed, rtol=0, atol=1e-5)
+
+
+def _side(value: Any, what: str, folder: Path) -> int:
+    sides = {value} if isinstance(value, int) else set(value)
+    if len(sides) != 1:
+        raise UserError(f"{folder} has {what} {value}; mmssl reads square ones.")
+    return int(sides.pop())

@@ -1,0 +1,252 @@
+"""Which Hugging Face class each encoder is written as, and the literal key maps, both ways.
+
+A layout has the names that files on the Hub carry. transformers renames them in memory, differently from version to
+version; those newer names are read, too (`NEWER`), but never written.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.vit import ViT
+
+State = dict[str, Tensor]
+
+TRUNK = {
+    "adapter.projection.weight": "embeddings.patch_embeddings.projection.weight",
+    "adapter.projection.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+"""Ours -> the Hub's, for ViT, ViTMAE, I-JEPA, VideoMAE and AST."""
+
+BLOCK = {
+    "norm1.weight": "layernorm_before.weight",
+    "norm1.bias": "layernorm_before.bias",
+    "attn.proj.weight": "attention.output.dense.weight",
+    "attn.proj.bias": "attention.output.dense.bias",
+    "norm2.weight": "layernorm_after.weight",
+    "norm2.bias": "layernorm_after.bias",
+    "mlp.fc1.weight": "intermediate.dense.weight",
+    "mlp.fc1.bias": "intermediate.dense.bias",
+    "mlp.fc2.weight": "output.dense.weight",
+    "mlp.fc2.bias": "output.dense.bias",
+    "attn.q_bias": "attention.attention.q_bias",
+    "attn.v_bias": "attention.attention.v_bias",
+}
+"""Ours in `blocks.N.` -> the Hub's in `encoder.layer.N.`; q_bias and v_bias are VideoMAE's."""
+
+FUSED = {
+    "attn.qkv.weight": tuple(f"attention.attention.{part}.weight" for part in ("query", "key", "value")),
+    "attn.qkv.bias": tuple(f"attention.attention.{part}.bias" for part in ("query", "key", "value")),
+}
+"""Ours in `blocks.N.` -> the Hub's three, stacked along the first dimension."""
+
+PREFIX_TOKENS = ("embeddings.cls_token", "embeddings.distillation_token")
+POSITIONS = "embeddings.position_embeddings"
+
+NEWER = (
+    (r"^layers\.", "encoder.layer."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+"""Names that transformers 5 has in memory -> the Hub's."""
+
+NEWER_VIDEOMAE = (
+    (r"\.attention\.query\.bias$", ".attention.q_bias"),
+    (r"\.attention\.value\.bias$", ".attention.v_bias"),
+)
+"""transformers 5.6 and later hold VideoMAE's q_bias and v_bias as biases of the linear layers."""
+
+DROPPED = (
+    "pooler.",
+    "classifier.",
+    "fc_norm.",
+    "decoder.",
+    "decoder_embed.",
+    "encoder_to_decoder.",
+    "mask_token",
+    "embeddings.mask_token",
+)
+"""Heads, decoders, poolers and mask tokens: parts of Hub checkpoints that are no part of an encoder."""
+
+STEM = {
+    "conv1.weight": "embedder.embedder.convolution.weight",
+    "bn1.": "embedder.embedder.normalization.",
+}
+RESNET = (
+    (r"^layer(\d)\.(\d+)\.conv(\d)\.weight$", "encoder.stages.{}.layers.{}.layer.{}.convolution.weight"),
+    (r"^layer(\d)\.(\d+)\.bn(\d)\.(\w+)$", "encoder.stages.{}.layers.{}.layer.{}.normalization.{}"),
+    (r"^layer(\d)\.(\d+)\.downsample\.0\.weight$", "encoder.stages.{}.layers.{}.shortcut.convolution.weight"),
+    (r"^layer(\d)\.(\d+)\.downsample\.1\.(\w+)$", "encoder.stages.{}.layers.{}.shortcut.normalization.{}"),
+)
+"""torchvision's (stages and convolutions count from 1) -> the Hub's (from 0)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an encoder is written."""
+
+    model_type: str
+    """As in config.json; 'mmssl' where no class of transformers expresses the encoder."""
+    architecture: str
+    """The transformers class, or ours."""
+    prefix: str = ""
+    """What Hub files of classes with a head put before every name, such as 'vit.'."""
+    reason: str | None = None
+    """Why no class of transformers expresses it; None if one does."""
+
+
+VIT = Layout("vit", "ViTModel", "vit.")
+VIT_MAE = Layout("vit_mae", "ViTMAEModel", "vit.")
+IJEPA = Layout("ijepa", "IJepaModel", "ijepa.")
+VIDEOMAE = Layout("videomae", "VideoMAEModel", "videomae.")
+AST = Layout("audio-spectrogram-transformer", "ASTModel", "audio_spectrogram_transformer.")
+RESNET_MODEL = Layout("resnet", "ResNetModel", "resnet.")
+READABLE = {layout.model_type: layout for layout in (VIT, VIT_MAE, IJEPA, VIDEOMAE, AST, RESNET_MODEL)}
+"""Never written: vit_mae, which shuffles tokens even when nothing is masked."""
+
+
+def layout_of(encoder: Encoder) -> Layout:
+    """The layout that an encoder is written in."""
+    if isinstance(encoder, ConvEncoder):
+        if encoder.stem != "imagenet":
+            return _ours(encoder, f"transformers' ResNetModel has no '{encoder.stem}' stem")
+        if encoder.spec.modality != "image":
+            return _ours(encoder, "transformers has no ResNet over spectrograms")
+        return RESNET_MODEL
+    assert isinstance(encoder, ViT)
+    settings, modality = encoder.settings, encoder.spec.modality
+    if settings.layer_scale is not None:
+        return _ours(encoder, "layer scale has no place in the ViT, I-JEPA, VideoMAE and AST layouts")
+    if modality == "video":
+        if settings.prefix or settings.positions != "sincos1d" or settings.qkv_bias == "full":
+            return _ours(
+                encoder,
+                "VideoMAEModel has prefix=0, positions='sincos1d' and qkv_bias='qv' or 'none'; this encoder differs",
+            )
+        return VIDEOMAE
+    if not settings.final_norm or settings.qkv_bias == "qv":
+        return _ours(
+            encoder,
+            "ViTModel, IJepaModel and ASTModel have a final norm and biases on queries, keys and values or on none",
+        )
+    if modality == "audio":
+        return (
+            AST
+            if settings.prefix == 2
+            else _ours(encoder, f"ASTModel has 2 prefix tokens and this encoder has {settings.prefix}")
+        )
+    if settings.prefix == 2:
+        return _ours(encoder, "ViTModel has 1 prefix token, IJepaModel none, and this encoder has 2")
+    return VIT if settings.prefix else IJEPA
+
+
+def to_hub(encoder: Encoder, layout: Layout, state: State) -> State:
+    """Our state dict under the names of `layout`."""
+    if layout.reason is not None:
+        return dict(state)
+    if isinstance(encoder, ConvEncoder):
+        return {_resnet_name(name): tensor for name, tensor in state.items()}
+    assert isinstance(encoder, ViT)
+    hub: State = {}
+    for name, tensor in state.items():
+        if name in TRUNK:
+            hub[TRUNK[name]] = tensor
+        elif name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            if rest in FUSED:
+                for target, part in zip(FUSED[rest], tensor.chunk(3), strict=True):
+                    hub[f"encoder.layer.{number}.{target}"] = part.clone()
+            else:
+                hub[f"encoder.layer.{number}.{BLOCK[rest]}"] = tensor
+    if encoder.prefix is not None:
+        # The Hub's prefix tokens have positions of their own; ours are part of the token.
+        for i, target in enumerate(PREFIX_TOKENS[: encoder.settings.prefix]):
+            hub[target] = state["prefix"][:, i : i + 1].clone()
+    if layout is not VIDEOMAE:
+        pos = state.get("pos", encoder.pos.detach())
+        hub[POSITIONS] = torch.cat([pos.new_zeros(1, encoder.settings.prefix, encoder.width), pos], dim=1)
+    if layout is VIT:
+        # An identity pooler with pooler_act="linear": nothing is missing, and pooler_output is the CLS token.
+        weight = next(iter(state.values()))
+        hub["pooler.dense.weight"] = torch.eye(encoder.width, dtype=weight.dtype)
+        hub["pooler.dense.bias"] = torch.zeros(encoder.width, dtype=weight.dtype)
+    return hub
+
+
+def from_hub(encoder: Encoder, layout: Layout, hub: State) -> tuple[State, Tensor | None]:
+    """The encoder's own state dict from Hub weights whose names `canonical` has brought into one form.
+
+    Weights that are absent stay absent and unknown ones keep their Hub names, so that the caller can name both.
+
+    Returns:
+        The state, without positions, and the position table [1,N,D] of the patches where the file has one.
+    """
+    hub = dict(hub)
+    if isinstance(encoder, ConvEncoder):
+        back = {_resnet_name(name): name for name in encoder.state_dict()}
+        return {back.get(name, name): tensor for name, tensor in hub.items()}, None
+    assert isinstance(encoder, ViT)
+    state: State = {}
+    for ours, theirs in TRUNK.items():
+        if theirs in hub:
+            state[ours] = hub.pop(theirs)
+    for number in range(len(encoder.blocks)):
+        for ours, theirs in BLOCK.items():
+            if (full := f"encoder.layer.{number}.{theirs}") in hub:
+                state[f"blocks.{number}.{ours}"] = hub.pop(full)
+        for ours, parts in FUSED.items():
+            names = [f"encoder.layer.{number}.{part}" for part in parts]
+            if all(name in hub for name in names):
+                state[f"blocks.{number}.{ours}"] = torch.cat([hub.pop(name) for name in names])
+    tokens = [hub.pop(name) for name in PREFIX_TOKENS[: encoder.settings.prefix] if name in hub]
+    pos = hub.pop(POSITIONS, None)
+    if tokens and pos is not None and len(tokens) == encoder.settings.prefix:
+        state["prefix"] = torch.cat(tokens, dim=1) + pos[:, : len(tokens)]
+    return state | hub, None if pos is None else pos[:, encoder.settings.prefix :]
+
+
+def canonical(layout: Layout, weights: State) -> State:
+    """Hub weights without the prefix of a class with a head, without heads and decoders, under the older names."""
+    prefix = layout.prefix if any(name.startswith(layout.prefix) for name in weights) else ""
+    renames: tuple[tuple[str, str], ...] = () if layout is RESNET_MODEL else NEWER
+    if layout is VIDEOMAE:
+        renames += NEWER_VIDEOMAE
+    kept: State = {}
+    for name, tensor in weights.items():
+        name = name.removeprefix("base_model.").removeprefix(prefix)
+        if name.startswith(DROPPED):
+            continue
+        for pattern, target in renames:
+            name = re.sub(pattern, target, name)
+        kept[name] = tensor
+    return kept
+
+
+def _resnet_name(name: str) -> str:
+    for ours, theirs in STEM.items():
+        if name.startswith(ours):
+            return name.replace(ours, theirs, 1)
+    for pattern, target in RESNET:
+        if match := re.match(pattern, name):
+            groups = list(match.groups())
+            groups[0] = str(int(groups[0]) - 1)
+            if "layer.{}." in target:
+                groups[2] = str(int(groups[2]) - 1)
+            return target.format(*groups)
+    raise KeyError(f"{name} is no weight of a ResNet")
+
+
+def _ours(encoder: Encoder, reason: str) -> Layout:
+    return Layout("mmssl", type(encoder).__name__, reason=reason)

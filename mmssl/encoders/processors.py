@@ -1,0 +1,80 @@
+"""preprocessor_config.json: from the settings of an adapter to a Hugging Face processor, and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from mmssl.adapters.specs import IMAGENET_MEAN, IMAGENET_STD, AudioSpec, ImageSpec, Spec, VideoSpec
+
+BILINEAR, BICUBIC = 2, 3
+"""Pillow's numbers, which processor files carry."""
+
+
+def processor_config(spec: Spec) -> dict[str, Any]:
+    """What makes Auto*Processor turn file contents into the pixels of our evaluation view and adapter."""
+    if isinstance(spec, AudioSpec):
+        return {
+            "feature_extractor_type": "ASTFeatureExtractor",
+            "sampling_rate": spec.rate,
+            "num_mel_bins": spec.mels,
+            "max_length": spec.frames,
+            "mean": spec.mean,
+            "std": spec.std,
+            "do_normalize": True,
+            "feature_size": 1,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": False,
+        }
+    picture = {
+        "do_resize": True,
+        "size": {"shortest_edge": spec.size},
+        "resample": BICUBIC if isinstance(spec, ImageSpec) else BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": spec.size, "width": spec.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "do_convert_rgb": True,
+    }
+    if isinstance(spec, ImageSpec):
+        # Not ViTImageProcessor: that one squeezes the picture into a square instead of cutting its centre.
+        return {"image_processor_type": "CLIPImageProcessor"} | picture
+    return {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "video_processor_type": "VideoMAEVideoProcessor",
+    } | picture
+
+
+def picture_statistics(name: str, config: dict[str, Any] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the pictures that a checkpoint wants, from its preprocessor_config.json (None if it has none)."""
+    if config is not None and not config.get("do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if config is None or "image_mean" not in config or "image_std" not in config:
+        warnings.warn(
+            f"{name} has no mean and std of its pictures in preprocessor_config.json: ImageNet's are taken.",
+            stacklevel=2,
+        )
+        return IMAGENET_MEAN, IMAGENET_STD
+    return tuple(config["image_mean"]), tuple(config["image_std"])
+
+
+def audio_spec(config: dict[str, Any] | None, **layout: int) -> AudioSpec:
+    """Spec of a spectrogram checkpoint; `layout` are the fields that its config.json holds."""
+    config = config or {}
+    default = AudioSpec()
+    mean, std = config.get("mean", default.mean), config.get("std", default.std)
+    if not config.get("do_normalize", True):
+        mean, std = 0.0, 0.5  # (x - mean) / (2 std) = x
+    return AudioSpec(rate=config.get("sampling_rate", default.rate), mean=mean, std=std, **layout)
+
+
+def spec_from_facts(facts: dict[str, Any]) -> Spec:
+    """The spec that our own files hold under `mmssl` in config.json."""
+    kinds: dict[str, Callable[..., Spec]] = {kind.modality: kind for kind in (ImageSpec, VideoSpec, AudioSpec)}
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["spec"].items()}
+    return kinds[facts["modality"]](**fields)
