@@ -18,12 +18,22 @@ from PIL import Image
 
 from mmssl.report import charts
 from mmssl.report.charts import Series, line_chart
-from mmssl.report.reading import Metrics, Result, Skipped, flatten, read_json, read_metrics, read_results, read_skipped
+from mmssl.report.reading import (
+    Evaluation,
+    Metrics,
+    Skipped,
+    flatten,
+    read_evaluations,
+    read_json,
+    read_metrics,
+    read_skipped,
+)
 
 BUDGET = 6_500_000
 """Bytes of pictures in one page; in base64 they take a third more, which keeps the page below 10 MB."""
 LARGE_PNG = 40_000
 SHOWN_SKIPPED = 200
+SHOWN_CLASSES = 100
 MEDIA_TYPES = {".png": "image/png", ".webp": "image/webp"}
 
 
@@ -60,7 +70,7 @@ class Album:
         for top, bottom in rows:
             buffer = io.BytesIO()
             part = image.crop((0, top, image.width, bottom))
-            part.save(buffer, "PNG", optimize=True)
+            part.save(buffer, "PNG")
             media_type = "image/png"
             if buffer.tell() > LARGE_PNG:
                 buffer, media_type = io.BytesIO(), "image/webp"
@@ -91,8 +101,7 @@ class Run:
     curves: list[Markup]
     probe: list[Markup]
     verdict: str | None
-    results: list[Result]
-    evaluations: dict[str, list[tuple[str, str]]]
+    evaluations: list[Evaluation]
     latest: list[Figure]
     first: list[Figure]
     neighbours: dict[str, Any] | None
@@ -128,37 +137,34 @@ def read_run(out: Path, album: Album, title: str | None = None) -> Run:
             raise FileNotFoundError(f"{out} holds no run: neither recipe.json nor metrics.jsonl is there")
         recipe = {}
     name = str(recipe.get("recipe", "")) or out.name
-    results, evaluations = read_results(out)
     latest, first = _figures(out, album)
     found = read_json(out / "neighbours.json")
     neighbours = found if isinstance(found, dict) else None
-    for row in neighbours["rows"] if neighbours else []:
+    for row in neighbours.get("rows", []) if neighbours else []:
         for cell in row:
             cell["uri"] = album.embed(out / cell["file"])
-    settings = recipe.get("settings") if isinstance(recipe.get("settings"), dict) else recipe
-    versions = recipe.get("versions") if isinstance(recipe.get("versions"), dict) else {}
-    data = str(recipe.get("data") or (settings or {}).get("data") or "DIR")
+    settings = recipe.get("settings", {})
+    data = str(settings.get("data", "DIR"))
     return Run(
         out=out,
         title=title or name,
         recipe=name,
         modality=name.split("/")[0] if "/" in name else "",
-        command=str(recipe.get("command") or f"mmssl pretrain {name} --data {data} --out {out}"),
+        command=str(recipe.get("command", f"mmssl pretrain {name} --data {data} --out {out}")),
         data=data,
         metrics=metrics,
         tiles=_tiles(metrics),
         curves=_curves(metrics),
         probe=_probe(metrics),
         verdict=collapse_verdict(metrics),
-        results=results,
-        evaluations={file: flatten(_without_tables(content)) for file, content in evaluations.items()},
+        evaluations=read_evaluations(out),
         latest=latest,
         first=first,
         neighbours=neighbours,
         map=_map(neighbours),
         skipped=read_skipped(out / "skipped.jsonl"),
-        settings=flatten({key: value for key, value in (settings or {}).items() if key != "versions"}),
-        versions=flatten(versions) if versions else [],
+        settings=flatten(settings) if settings else [],
+        versions=flatten(recipe["versions"]) if "versions" in recipe else [],
         omitted=album.omitted,
         last=[(key, json.dumps(value)) for key, value in metrics.last.items()],
     )
@@ -178,7 +184,7 @@ def _tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
     wait = metrics.values("data_wait")
     if len(wait):
         tiles.append(("waiting for data", f"{100 * wait.mean():.1f} %", "of the time, on average"))
-    knn = metrics.values("probe/knn")
+    knn = metrics.values("probe/knn_top1")
     if len(knn):
         tiles.append(("kNN during training", f"{100 * knn[-1]:.1f} %", f"from {100 * knn[0]:.1f} %"))
     return tiles
@@ -199,7 +205,7 @@ def _curves(metrics: Metrics) -> list[Markup]:
         _chart(metrics, "data_wait", "share of time waiting for data", low=0.0, high=1.0, percent=True),
         _chart(metrics, "grad_norm", "gradient norm", low=0.0),
     ]
-    known = {"loss", "lr", "samples_per_s", "data_wait", "grad_norm", "skipped_files", "epoch", "seconds", "time"}
+    known = {"loss", "lr", "samples_per_s", "data_wait", "grad_norm", "skipped_files", "skipped_steps", "epoch"}
     for name in sorted(set(metrics.columns) - known):
         if not name.startswith("probe/") and np.ptp(metrics.values(name)) > 0:
             lines.append(_chart(metrics, name, name))
@@ -207,22 +213,14 @@ def _curves(metrics: Metrics) -> list[Markup]:
 
 
 def _probe(metrics: Metrics) -> list[Markup]:
-    titles = {
-        "knn": "kNN top-1",
-        "feature_std": "feature standard deviation",
-        "effective_rank": "effective rank of the features",
-        "uniformity": "uniformity (lower is more even)",
-    }
-    lines = []
-    for name in sorted(
-        metrics.columns, key=lambda name: (list(titles).index(name[6:]) if name[6:] in titles else 99, name)
-    ):
-        if not name.startswith("probe/") or name == "probe/chance":
-            continue
-        chance = metrics.values("probe/chance")
-        level = ("chance", float(chance[-1])) if "knn" in name and len(chance) else None
-        shares = {"percent": True, "low": 0.0} if "knn" in name else {}
-        lines.append(_chart(metrics, name, titles.get(name[6:], name[6:]), level=level, **shares))
+    chance = metrics.values("probe/chance")
+    level = ("chance", float(chance[-1])) if len(chance) else None
+    lines = [
+        _chart(metrics, "probe/knn_top1", "kNN top-1", percent=True, low=0.0, level=level),
+        _chart(metrics, "probe/feature_std", "feature standard deviation (0: all equal)", low=0.0),
+        _chart(metrics, "probe/effective_rank", "effective rank of the features"),
+        _chart(metrics, "probe/uniformity", "uniformity (lower: more even)"),
+    ]
     return [line for line in lines if line]
 
 
@@ -282,17 +280,6 @@ def _map(neighbours: dict[str, Any] | None) -> Markup | None:
     return Markup(charts.scatter(np.array(found["points"]), found.get("labels"), title=found["method"]))
 
 
-def _without_tables(content: Any) -> Any:
-    """Long lists (per-class tables, predictions) stay in the file; the page shows figures and settings."""
-    if isinstance(content, dict):
-        return {key: _without_tables(value) for key, value in content.items() if not _long(value)}
-    return content
-
-
-def _long(value: Any) -> bool:
-    return isinstance(value, list) and (len(value) > 8 or any(isinstance(item, dict | list) for item in value))
-
-
 def _write(file: Path, **content: Any) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mmssl.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -300,7 +287,9 @@ def _write(file: Path, **content: Any) -> Path:
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f} %"
     environment.filters["gain"] = lambda pair: "" if pair is None else f"{100 * pair[0]:+.1f} to {100 * pair[1]:+.1f}"
     environment.filters["interval"] = lambda pair: "" if pair is None else f"{100 * pair[0]:.1f} – {100 * pair[1]:.1f}"
-    page = environment.get_template("report.html.j2").render(shown_skipped=SHOWN_SKIPPED, **content)
+    page = environment.get_template("report.html.j2").render(
+        shown_skipped=SHOWN_SKIPPED, shown_classes=SHOWN_CLASSES, **content
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text(page, encoding="utf-8")

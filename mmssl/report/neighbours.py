@@ -7,13 +7,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mmssl.errors import UserError
+from mmssl.evaluation.features import Features, extract
+from mmssl.evaluation.views import evaluation_views
 from mmssl.report.pictures import colour_range, enlarge, heat_map
 
 if TYPE_CHECKING:
@@ -143,50 +146,71 @@ def embedding_map(features: np.ndarray, labels: Sequence[str | None], *, limit: 
 
 
 def collect(
-    out: Path, encoder: Encoder, source: Source, *, limit: int = 2000, queries: int = 8, k: int = 6, seed: int = 0
+    out: Path,
+    encoder: Encoder,
+    source: Source,
+    *,
+    limit: int | None = None,
+    queries: int = 8,
+    k: int = 6,
+    seed: int = 0,
+    workers: int | None = None,
 ) -> Path:
-    """Encode up to `limit` random readable samples of `source` and write OUT/neighbours.json with its thumbnails.
+    """Encode random readable samples of `source` on the encoder's device and write OUT/neighbours.json with thumbnails.
 
-    Returns OUT/neighbours.json. `write_report` reads only these files.
+    Samples that cannot be encoded (unreadable files, features that are not finite) do not end a run that is trained and
+    saved: the file then says why, and so does the report.
+
+    Args:
+        limit: most samples; 2,000, or 500 videos, which cost more to decode, if None.
+        workers: processes that decode; none for up to 256 samples, else up to 4, if None.
+
+    Returns:
+        OUT/neighbours.json. `write_report` reads only this file and its thumbnails.
     """
-    from mmssl.evaluation.features import extract
-
-    rows = np.asarray(source.rows(None))
-    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
-    found = extract(encoder, source, rows)
-    features = np.asarray(found.x, dtype=np.float32)
-    labels = [None if label is None else str(label) for label in found.labels]
-
-    def thumbnails(position: int) -> str:
-        return _save_thumbnail(out, int(found.rows[position]), encoder, source)
-
-    shown, agreed = nearest_neighbours(
-        features, thumbnails, [str(id) for id in found.ids], labels, queries=queries, k=k, seed=seed
-    )
-    content = {
-        "samples": len(features),
-        "rows": [[asdict(cell) for cell in row] for row in shown],
-        "agreement": agreed and asdict(agreed),
-        "map": asdict(embedding_map(features, labels, seed=seed)),
-    }
+    limit = limit or (500 if encoder.spec.modality == "video" else 2000)
+    rows = np.sort(np.random.default_rng(seed).permutation(source.rows(None))[:limit])
+    if workers is None:
+        workers = 0 if len(rows) <= 256 else min(4, os.cpu_count() or 1)
+    try:
+        device = next(encoder.parameters()).device
+        features = extract(encoder, source, rows, workers=workers, device=device, title="neighbours")
+        content = _content(out, features, encoder, source, queries, k, seed)
+    except UserError as error:
+        content = {"problem": str(error)}
     file = Path(out) / "neighbours.json"
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, ensure_ascii=False))
+    part.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     os.replace(part, file)
     return file
 
 
-def _save_thumbnail(out: Path, row: int, encoder: Encoder, source: Source) -> str:
-    from mmssl.evaluation.features import evaluation_views
+def _content(
+    out: Path, features: Features, encoder: Encoder, source: Source, queries: int, k: int, seed: int
+) -> dict[str, Any]:
+    if len(features.x) < 2:
+        raise UserError(f"{len(features.x)} readable sample(s): neighbours need two or more.")
+    views = evaluation_views(encoder.spec)
 
-    name = f"pictures/neighbours/{row:06d}.webp"
-    file = Path(out) / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sample = evaluation_views(encoder.spec)(source.media(row), np.random.default_rng(0))[0]
-    image = Image.fromarray(thumbnail(next(iter(sample.views.values())), getattr(encoder.spec, "rate", 0)))
-    image.thumbnail((2 * THUMBNAIL, THUMBNAIL))
-    image.save(file, "WEBP", quality=88)
-    return name
+    def save_thumbnail(position: int) -> str:
+        row = int(features.rows[position])
+        name = f"pictures/neighbours/{row:06d}.webp"
+        sample = views(source.media(row), np.random.default_rng((0, row)))[0]
+        image = Image.fromarray(thumbnail(next(iter(sample.views.values())), getattr(encoder.spec, "rate", 0)))
+        image.thumbnail((2 * THUMBNAIL, THUMBNAIL))
+        (Path(out) / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(Path(out) / name, "WEBP", quality=88)
+        return name
+
+    shown, agreed = nearest_neighbours(
+        features.x, save_thumbnail, features.ids, features.labels, queries=queries, k=k, seed=seed
+    )
+    return {
+        "samples": len(features.x),
+        "rows": [[asdict(cell) for cell in row] for row in shown],
+        "agreement": agreed and asdict(agreed),
+        "map": asdict(embedding_map(features.x, features.labels, seed=seed)),
+    }
 
 
 def thumbnail(view: Tensor, rate: int = 0) -> np.ndarray:

@@ -24,7 +24,11 @@ GAP = 4
 SAMPLE_GAP = 12
 FRAME_MS = 160
 STRIP_FRAMES = 8
+MOVING, STRIP = 160, 112
+"""Pixels: larger frames are shrunk, since encoding an animation of full frames takes seconds of the run."""
 MAX_ROWS = 8
+COLOURS = matplotlib.colormaps["magma"](np.arange(256), bytes=True)[:, :3]
+"""uint8 [256,3]."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def save_pictures(out: Path, step: int, pictures: dict[str, Picture]) -> list[Pa
     written: list[Path] = []
     for name, picture in pictures.items():
         stem = f"step-{step:06d}-{re.sub(r'[^A-Za-z0-9_]+', '_', name)}"
-        rows = [[_cell(picture.kind, cell, row) for cell in row] for row in picture.rows[:MAX_ROWS]]
+        rows = [_cells(picture.kind, row) for row in picture.rows[:MAX_ROWS]]
         if not rows or not rows[0]:
             raise ValueError(f"picture '{name}' has no rows")
         still, animation = folder / f"{stem}.png", None
@@ -79,15 +83,15 @@ def save_pictures(out: Path, step: int, pictures: dict[str, Picture]) -> list[Pa
     return written
 
 
-def _cell(kind: str, cell: Tensor, row: Sequence[Tensor]) -> np.ndarray:
-    """uint8 [h,w,3], or [T,h,w,3] of a clip, enlarged to SMALLEST."""
-    values = cell.detach().cpu().numpy()
+def _cells(kind: str, row: Sequence[Tensor]) -> list[np.ndarray]:
+    """A row's cells as uint8 [h,w,3], or [T,h,w,3] of clips, enlarged to SMALLEST."""
+    values = [cell.detach().cpu().numpy() for cell in row]
     if kind == "spectrogram":
-        low, high = colour_range([other.detach().cpu().numpy() for other in row])
-        return enlarge(heat_map(values, low, high))
+        low, high = colour_range(values)
+        return [enlarge(heat_map(cell, low, high)) for cell in values]
     if kind not in ("image", "clip"):
         raise ValueError(f"unknown kind of picture: '{kind}'")
-    return enlarge(np.moveaxis(values, -3, -1))
+    return [enlarge(np.moveaxis(cell, -3, -1)) for cell in values]
 
 
 def colour_range(spectrograms: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -101,10 +105,10 @@ def colour_range(spectrograms: Sequence[np.ndarray]) -> tuple[float, float]:
 
 def heat_map(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Spectrogram float [F,T] -> uint8 [F,T,3], the lowest frequency in the last line."""
-    unit = np.clip((values - low) / (high - low), 0, 1)
-    colours = matplotlib.colormaps["magma"](np.nan_to_num(unit))[..., :3]
-    colours[~np.isfinite(values)] = 0.5
-    return np.round(colours[::-1] * 255).astype(np.uint8)
+    unit = np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1)
+    colours = COLOURS[np.round(unit * 255).astype(np.uint8)]
+    colours[~np.isfinite(values)] = 128
+    return colours[::-1]
 
 
 def enlarge(pixels: np.ndarray, smallest: int = SMALLEST) -> np.ndarray:
@@ -128,25 +132,35 @@ def grid(rows: Sequence[Sequence[np.ndarray]], gap: int = GAP) -> np.ndarray:
     return canvas
 
 
+def _shrink(clip: np.ndarray, largest: int) -> np.ndarray:
+    """uint8 [T,h,w,3] with both sides at most `largest`, averaging."""
+    share = largest / max(clip.shape[1:3])
+    if share >= 1:
+        return clip
+    size = (round(clip.shape[2] * share), round(clip.shape[1] * share))
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in clip])
+
+
 def _strip(clip: np.ndarray) -> np.ndarray:
     """uint8 [T,h,w,3] -> up to STRIP_FRAMES evenly spaced frames side by side, [h,n*w,3]."""
     chosen = np.linspace(0, len(clip) - 1, min(len(clip), STRIP_FRAMES)).round().astype(int)
-    return np.concatenate([clip[frame] for frame in chosen], axis=1)
+    return np.concatenate(list(_shrink(clip[chosen], STRIP)), axis=1)
 
 
 def _save_animation(rows: list[list[np.ndarray]], file: Path) -> None:
+    rows = [[_shrink(clip, MOVING) for clip in row] for row in rows]
     length = max(len(clip) for row in rows for clip in row)
     frames = [
         Image.fromarray(grid([[clip[min(t, len(clip) - 1)] for clip in row] for row in rows])) for t in range(length)
     ]
     part = file.with_suffix(".part")
-    frames[0].save(part, "WEBP", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, quality=85)
+    frames[0].save(part, "WEBP", save_all=True, append_images=frames[1:], duration=FRAME_MS, quality=80, method=2)
     os.replace(part, file)
 
 
 def _save(pixels: np.ndarray, file: Path) -> None:
     part = file.with_suffix(".part")
-    Image.fromarray(pixels).save(part, "PNG", optimize=True)
+    Image.fromarray(pixels).save(part, "PNG")
     os.replace(part, file)
 
 

@@ -69,65 +69,76 @@ class Result:
     trained: float
     trained_interval: Interval | None
     untrained: float | None
+    """Mean over the untrained encoders (seeds) compared with."""
     untrained_interval: Interval | None
+    """From the lowest to the highest end of their intervals."""
     chance: float | None
     gain_interval: Interval | None
-    """95 % interval of trained minus untrained on the same test samples."""
+    """95 % interval of trained minus untrained on the same test samples, over all untrained encoders."""
 
     @property
     def verdict(self) -> str:
-        """Whether training helped, in words; only what the intervals carry."""
-        if self.untrained is None:
-            return "no untrained figure to compare with"
-        if self.gain_interval is not None:
-            low, high = self.gain_interval
-        elif self.trained_interval is not None and self.untrained_interval is not None:
-            low = self.trained_interval[0] - self.untrained_interval[1]
-            high = self.trained_interval[1] - self.untrained_interval[0]
-        else:
-            return "higher, no interval given" if self.trained > self.untrained else "not higher than untrained"
+        """Whether training helped, in words; only what the interval carries."""
+        if self.gain_interval is None:
+            return "not compared"
+        low, high = self.gain_interval
         if low > 0:
             return "better than untrained"
         return "worse than untrained" if high < 0 else "no measurable difference"
 
 
-MEASURES = {"top1": "top-1", "balanced": "balanced accuracy"}
+@dataclass(frozen=True)
+class Evaluation:
+    """One file of `mmssl evaluate`."""
+
+    file: str
+    results: list[Result]
+    classes: list[dict[str, Any]]
+    """name, n, recall and precision of each class, of the trained encoder."""
+    details: list[tuple[str, str]]
 
 
-def read_results(out: Path) -> tuple[list[Result], dict[str, dict[str, Any]]]:
-    """Every evaluation file in OUT (a JSON object with the key 'trained'): its figures, and the files by name."""
-    results, files = [], {}
-    for file in sorted([*out.glob("*.json"), *out.glob("evaluation/*.json")]):
+MEASURES = {"top1": ("top-1", "majority"), "balanced": ("balanced accuracy", "uniform")}
+"""Key in the file -> its name, and what chance gives of it: one class always, or one in so many classes."""
+
+
+def read_evaluations(out: Path) -> list[Evaluation]:
+    """Every evaluation file in OUT: a JSON object with the key 'trained'."""
+    found = []
+    for file in sorted(out.glob("*.json")):
         content = read_json(file)
-        if isinstance(content, dict) and "trained" in content:
-            name = str(content.get("evaluation") or content.get("method") or file.stem)
-            files[file.name] = content
-            results += _results(name, content)
-    return results, files
+        if isinstance(content, dict) and isinstance(content.get("trained"), dict):
+            trained = content["trained"]
+            shown = {
+                "chosen": {key: value for key, value in trained.items() if not key.startswith(("top1", "balanced"))}
+            }
+            shown |= {key: value for key, value in content.items() if key not in ("trained", "untrained", "versions")}
+            classes = trained.get("per_class", [])
+            found.append(Evaluation(file.name, _results(file.stem, content), classes, flatten(_without_tables(shown))))
+    return found
 
 
 def _results(name: str, content: dict[str, Any]) -> list[Result]:
-    trained, untrained = content["trained"], content.get("untrained")
-    if isinstance(trained, int | float):
-        trained, untrained = {"top1": trained}, {"top1": untrained}
-    if not isinstance(trained, dict):
-        return []
-    untrained = untrained if isinstance(untrained, dict) else {}
-    gain = content.get("difference") if isinstance(content.get("difference"), dict) else {}
+    trained, twins, chance = content["trained"], content.get("untrained") or [], content.get("chance") or {}
+    name = str(content.get("probe", name))
+    if (content.get("data") or {}).get("labels") == "speed":
+        name += ", playback speed"
     found = []
-    for measure in [key for key in MEASURES if key in trained]:
-        value = _number(trained[measure])
+    for key, (measure, guess) in MEASURES.items():
+        value = _number(trained.get(key))
         if value is not None:
+            others = [float(twin[key]) for twin in twins if _number(twin.get(key)) is not None]
+            gains = [_interval(twin.get("trained_minus_untrained") or {}, key) for twin in twins]
             found.append(
                 Result(
-                    name,
-                    MEASURES[measure],
-                    value,
-                    _interval(trained, measure),
-                    _number(untrained.get(measure)),
-                    _interval(untrained, measure),
-                    _chance(content.get("chance"), measure),
-                    _interval(gain or {}, measure),
+                    evaluation=name,
+                    measure=measure,
+                    trained=value,
+                    trained_interval=_interval(trained, key),
+                    untrained=sum(others) / len(others) if others else None,
+                    untrained_interval=_hull([_interval(twin, key) for twin in twins]),
+                    chance=_number(chance.get(guess)),
+                    gain_interval=_hull(gains),
                 )
             )
     return found
@@ -137,16 +148,27 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _interval(figures: dict[str, Any], measure: str) -> Interval | None:
-    pair = figures.get(f"{measure}_interval")
-    return (float(pair[0]), float(pair[1])) if isinstance(pair, list | tuple) and len(pair) == 2 else None
+def _interval(figures: dict[str, Any], key: str) -> Interval | None:
+    pair = figures.get(f"{key}_interval")
+    return (float(pair[0]), float(pair[1])) if isinstance(pair, list) and len(pair) == 2 else None
 
 
-def _chance(chance: Any, measure: str) -> float | None:
-    if isinstance(chance, dict):
-        # Guessing one class always gives the majority's share; balanced over classes that is one in so many.
-        chance = chance.get(measure, chance.get("majority" if measure == "top1" else "uniform"))
-    return _number(chance)
+def _hull(intervals: list[Interval | None]) -> Interval | None:
+    known = [pair for pair in intervals if pair is not None]
+    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+
+
+def _without_tables(content: Any) -> Any:
+    """Without long lists (files, trials, classes): they stay in the file, the page shows figures and settings."""
+    if isinstance(content, dict):
+        return {key: _without_tables(value) for key, value in content.items() if not _long(value)}
+    return content
+
+
+def _long(value: Any) -> bool:
+    if isinstance(value, dict):
+        return len(value) > 20
+    return isinstance(value, list) and (len(value) > 12 or any(isinstance(item, dict | list) for item in value))
 
 
 @dataclass(frozen=True)
