@@ -1,2 +1,124 @@
-def main() -> None:
-    pass
+"""The command `mmssl`: pretrain, evaluate, embed, index, doctor. Each imports what it needs when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from mmssl.errors import UserError
+
+USAGE = """usage: mmssl COMMAND ...
+
+commands:
+  pretrain RECIPE --data DIR --out DIR   train an encoder on unlabelled media
+  evaluate knn|linear ...                how good is an encoder, beside the untrained one and chance
+  embed                                  write features with sample ids to parquet
+  index DIR                              verify media once: what can be decoded, and what not
+  doctor                                 does the installation work, and what to do if not
+
+`mmssl COMMAND --help` lists the options of a command."""
+
+
+@dataclass
+class IndexSettings:
+    """Verify every media file once: true frame count, rate, duration, size, problem."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder of media."""
+    kind: Literal["image", "video", "audio"] | None = None
+    """Look at this kind of media only."""
+    out: Path | None = None
+    """Also write the table to this parquet file."""
+    workers: int | None = None
+    """Processes that decode; one a core if not given."""
+    timeout: float = 60.0
+    """Seconds after which a file counts as hanging its decoder."""
+
+
+def pretrain(argv: Sequence[str]) -> None:
+    from mmssl.training.recipe import load_recipe, recipe_names, run
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: mmssl pretrain RECIPE --data DIR --out DIR [options]\n\nrecipes:")
+        print("\n".join(f"  {name}" for name in recipe_names()))
+        print(
+            "\n`mmssl pretrain RECIPE --help` lists the options of a recipe. RECIPE may be the path of your own recipe file."
+        )
+        return
+    if argv[0].startswith("-"):
+        raise UserError(f"The recipe comes first: mmssl pretrain RECIPE {' '.join(argv)}. `mmssl pretrain` lists them.")
+    recipe = load_recipe(argv[0])
+    run(recipe.Settings, recipe.build, argv[1:])
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    from mmssl.evaluation.command import KnnSettings, LinearSettings, run_evaluate
+
+    kinds: dict[str, type[KnnSettings] | type[LinearSettings]] = {"knn": KnnSettings, "linear": LinearSettings}
+    settings = tyro.extras.subcommand_cli_from_dict(kinds, prog="mmssl evaluate", args=list(argv))
+    run_evaluate(settings)
+
+
+def embed(argv: Sequence[str]) -> None:
+    from mmssl.evaluation.embed import EmbedSettings, run_embed
+
+    run_embed(tyro.cli(EmbedSettings, prog="mmssl embed", args=list(argv)))
+
+
+def index(argv: Sequence[str]) -> None:
+    from mmssl.data.indexing import build_index
+
+    settings = tyro.cli(IndexSettings, prog="mmssl index", args=list(argv))
+    try:
+        build_index(settings.data, settings.kind, out=settings.out, workers=settings.workers, timeout=settings.timeout)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def doctor(argv: Sequence[str]) -> None:
+    if argv:
+        print(
+            "usage: mmssl doctor\n\nSays whether the installation works (versions, decoders, devices, distributed) and what to do."
+        )
+        if argv[0] not in ("-h", "--help"):
+            raise UserError(f"mmssl doctor takes no options, and got {' '.join(argv)}.")
+        return
+    from mmssl.doctor import main
+
+    sys.exit(main())
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "embed": embed,
+    "index": index,
+    "doctor": doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command. A UserError is printed as its sentence, and the exit status is 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(USAGE)
+        elif arguments[0] in COMMANDS:
+            COMMANDS[arguments[0]](arguments[1:])
+        else:
+            near = difflib.get_close_matches(arguments[0], COMMANDS, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(COMMANDS)}."
+            raise UserError(f"There is no command '{arguments[0]}': {hint}")
+    except UserError as error:
+        print(f"mmssl: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, f"{error.strerror or error}: mend that, then give the same command again")
+        remedy = REMEDIES.get(
+            error.errno or 0, f"{error.strerror or error}: mend that, then give the same command again"
+        )
         raise UserError(f"{path} could not be written, since {remedy}.") from error
     except SafetensorError as error:  # carries the cause in its text only
         for number, remedy in REMEDIES.items():

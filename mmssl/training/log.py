@@ -38,6 +38,9 @@ class JsonLines:
 
     def append(self, entry: Mapping[str, Value]) -> None:
         """Write one line; floats in full precision, what is not finite as null (JSON has no word for it)."""
-        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()}
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in entry.items()
+        }
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean, ensure_ascii=False) + "\n")

@@ -27,7 +27,9 @@ class Display:
         self.live: Progress | None = None
         if shown and self.console.is_terminal:
             self.live = Progress(
-                TextColumn("step {task.completed}/{task.total}"), BarColumn(None), TextColumn("{task.description}"),
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(None),
+                TextColumn("{task.description}"),
                 console=self.console,
             )
             self.task = self.live.add_task("starting", total=total, completed=done)
@@ -37,7 +39,9 @@ class Display:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live is not None:
             self.live.stop()
 
@@ -51,7 +55,9 @@ class Display:
             return
         now = time.monotonic()
         left = (now - self.began) / max(step - self.start, 1) * (self.total - step)
-        text = f"loss {loss:.4f}  {samples_per_s:.4g} samples/s  {duration(left)} left  {data_wait:.0%} waiting for data"
+        text = (
+            f"loss {loss:.4f}  {samples_per_s:.4g} samples/s  {duration(left)} left  {data_wait:.0%} waiting for data"
+        )
         if self.live is not None:
             self.live.update(self.task, completed=step, description=text)
         elif now - self.last >= self.every or step == self.total:

@@ -15,6 +15,7 @@ FREE = frozenset(
         "log_every",
         "save_every",
         "keep",
+        "probe_every",
         "max_bad_share",
         "tensorboard",
         "dry_run",
@@ -73,8 +74,8 @@ class Settings:
     """Steps between two checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
-    probe_every: int = 0
-    """Steps between two probes and pictures during training; 0: only at the end."""
+    probe_every: int | None = None
+    """Steps between two probes (nearest neighbours, signs of collapse) and pictures; a tenth of the run if not given, 0 for never."""
     max_bad_share: float = 0.05
     """The run stops when more than this share of the files it tried cannot be read."""
     tensorboard: bool = False
@@ -98,7 +99,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give 1 or more.")
         for name in ("workers", "probe_every", "seed"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give 0 or more.")
         if (self.steps is not None and self.steps < 1) or self.epochs <= 0:
             raise UserError("The run has no steps: give --steps of 1 or more, or --epochs above 0.")

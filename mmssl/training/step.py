@@ -92,8 +92,8 @@ def train_step(
     device = accelerator.device
     statistics = running_statistics(objective)
     before = [buffer.clone() for buffer in statistics]
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    sums = torch.zeros(2, dtype=wide, device=device)  # loss x count, count
+    exact = wide(device)
+    sums = torch.zeros(2, dtype=exact, device=device)  # loss x count, count
     metrics: dict[str, tuple[Tensor, Tensor]] = {}
     iterator = iter(batches)
     for i in range(micro_batches):
@@ -102,9 +102,9 @@ def train_step(
             output: ObjectiveOutput = objective(next(iterator), what="loss")
             count = output.count.detach().to(device)
             accelerator.backward(output.loss * count)
-        sums += torch.stack([output.loss.detach().to(wide) * count, count.to(wide)])
+        sums += torch.stack([output.loss.detach().to(exact) * count, count.to(exact)])
         for name, value in output.metrics.items():
-            value = value.detach().to(wide)
+            value = value.detach().to(exact)
             total_value, total_count = metrics.get(name, (torch.zeros_like(value), torch.zeros_like(sums[1])))
             metrics[name] = (total_value + value * count, total_count + count)
     world = accelerator.num_processes
@@ -128,6 +128,11 @@ def train_step(
     if after_step is not None:
         after_step(step, total, applied)
     return StepOutput(loss, terms, norm, applied, metrics)
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The dtype that sums are kept in; Apple's devices have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def apply(optimizer: torch.optim.Optimizer, applied: Tensor) -> None:

@@ -1,0 +1,55 @@
+"""From settings to an encoder: what recipes share when they wire a ViT or a ResNet to its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from mmssl.adapters.base import Adapter
+from mmssl.adapters.image import ImagePatches, ImagePixels
+from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec
+from mmssl.adapters.spectrogram import LogMel, SpectrogramPatches
+from mmssl.adapters.video import VideoTubelets
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.vit import ViT, ViTSettings
+from mmssl.errors import UserError
+
+
+@dataclass(frozen=True)
+class EncoderSettings(ViTSettings):
+    """A ViT of any size, or a ResNet, which knows `arch` and `stem` only."""
+
+    arch: Literal["vit", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "vit"
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """Of a ResNet; 'cifar' (3x3, no pooling) suits images of about 32 pixels."""
+
+
+def build_adapter(spec: Spec, width: int) -> Adapter:
+    if isinstance(spec, ImageSpec):
+        return ImagePatches(spec, width)
+    return SpectrogramPatches(spec, width) if isinstance(spec, AudioSpec) else VideoTubelets(spec, width)
+
+
+def build_encoder(spec: Spec, settings: EncoderSettings, init: str | None = None) -> Encoder:
+    """A new encoder for `spec`, or the checkpoint `init`, whose architecture and input then win over the settings.
+
+    Raises:
+        UserError: `init` is of another modality, or settings contradict each other.
+    """
+    if init is not None:
+        encoder = Encoder.from_pretrained(init)
+        if encoder.spec.modality != spec.modality:
+            raise UserError(
+                f"--init {init} is an encoder for {encoder.spec.modality}, and this recipe trains on {spec.modality}: "
+                f"choose a recipe of {encoder.spec.modality}, or a checkpoint for {spec.modality}."
+            )
+        return encoder
+    if settings.arch == "vit":
+        plain = ViTSettings(**{field.name: getattr(settings, field.name) for field in fields(ViTSettings)})
+        return ViT(build_adapter(spec, settings.width), plain)
+    if isinstance(spec, ImageSpec):
+        return ConvEncoder(ImagePixels(spec), settings.arch, settings.stem)
+    if isinstance(spec, AudioSpec):
+        return ConvEncoder(LogMel(spec), settings.arch, settings.stem)
+    raise UserError(f"--encoder.arch {settings.arch} takes no clips: choose --encoder.arch vit.")

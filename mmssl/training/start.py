@@ -1,0 +1,128 @@
+"""The beginning of a run: Accelerate's configuration, and the folder OUT with its recipe.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from mmssl.encoders.vit import Block
+from mmssl.errors import UserError
+from mmssl.training.files import write_json, writing
+from mmssl.training.settings import FREE, Settings
+
+PACKAGES = (
+    "mmssl",
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "transformers",
+    "accelerate",
+    "decord",
+    "av",
+    "soundfile",
+    "numpy",
+)
+
+
+def make_accelerator(settings: Settings) -> Accelerator:
+    """Accelerate's own configuration decides on devices, DDP, FSDP and precision; --precision overrides the last.
+
+    Raises UserError where that configuration contradicts the settings.
+    """
+    accumulate = int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"))
+    if accumulate not in (1, settings.accumulate):
+        raise UserError(
+            f"Accelerate's configuration says {accumulate} gradient accumulation steps and the run {settings.accumulate}: "
+            f"give --accumulate {accumulate}, or take it out of the configuration."
+        )
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        log_with="tensorboard" if settings.tensorboard else None,
+        project_dir=settings.out / "tensorboard" if settings.tensorboard else None,
+        kwargs_handlers=[
+            # Buffers are kept equal by their objectives, or averaged at checkpoints (batch norm): 100 MB of queue cost 70 ms a broadcast.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(
+                timeout=timedelta(hours=1)
+            ),  # the others wait while the main process verifies the files
+        ],
+    )
+    accelerator.gradient_accumulation_steps = 1  # the step function divides by counts itself
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.transformer_cls_names_to_wrap = [Block.__name__]
+        plugin.cpu_ram_efficient_loading = False  # takes plain buffers, such as a queue, for sharded parameters
+    return accelerator
+
+
+def open_out(settings: Settings, recipe: str, command: str, accelerator: Accelerator) -> None:
+    """Make OUT, refuse it where it holds another run, and write recipe.json. For the main process.
+
+    Raises UserError naming what differs, or why OUT cannot be written.
+    """
+    new = as_json(settings)
+    file = settings.out / "recipe.json"
+    if file.exists():
+        try:
+            old = json.loads(file.read_text(encoding="utf-8"))
+            name, before = old["recipe"], old["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} cannot be read ({error!r}): choose another --out, or remove it.") from error
+        if name != recipe:
+            raise UserError(f"{settings.out} holds a run of {name}, and this is {recipe}: choose another --out.")
+        for option, value in flat(new).items():
+            was = flat(before).get(option)
+            if option.split(".")[0] not in FREE and was != value:
+                raise UserError(
+                    f"{settings.out} holds a run of {recipe} with --{option.replace('_', '-')} {was}, and this command says "
+                    f"{value}: give the same value to go on with it, or choose another --out."
+                )
+    with writing(settings.out):
+        settings.out.mkdir(parents=True, exist_ok=True)
+    content = {"recipe": recipe, "command": command, "settings": new, "versions": versions(accelerator)}
+    write_json(file, content)
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON gives them back; a local data folder by its full path, since the command may come from elsewhere."""
+    content = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    if Path(settings.data).exists():
+        content["data"] = str(Path(settings.data).resolve())
+    return content
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return found
+
+
+def versions(accelerator: Accelerator) -> dict[str, Any]:
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["device"] = device_name(accelerator.device)
+    found["processes"] = accelerator.num_processes
+    found["precision"] = accelerator.mixed_precision
+    found["distributed"] = str(accelerator.distributed_type.value)
+    found["executable"] = sys.executable
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
