@@ -65,7 +65,7 @@ def probe(media: Media, tell: Callable[[Facts], None]) -> None:
         else:
             facts, samples = probe_video(media)
             tell(facts)
-            if facts["problem"] is None:
+            if samples:
                 tell({"backend": "decord" if decord_agrees(media, samples) else "pyav"})
     except (PermissionError, FileNotFoundError) as error:
         tell({"problem": f"cannot be opened: {error.strerror}", "keep": False})
@@ -129,7 +129,8 @@ def _probe_sound_track(media: Media) -> Facts:
 
 def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:
     """Count, size and rate of the frames that decode, and a few of them (first, one at a power of two, last) to compare
-    other decoders with: {index: uint8 [H,W,3]}."""
+    decord with: {index: uint8 [H,W,3]}; none where decord need not be asked, since it mixes up the sides of a rotated
+    video that it scales, and a damaged one is not read at all."""
     import av
 
     container: Any
@@ -158,16 +159,15 @@ def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:
     if count == 0 or last is None:
         return {"problem": f"no frame can be decoded (the header promises {promised})"}, {}
     samples[count - 1] = last
-    upright = {
-        index: np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-        for index, frame in samples.items()
-    }
-    height, width = upright[0].shape[:2]
+    quarter_turns = round(last.rotation / 90) % 4
+    height, width = (last.height, last.width) if quarter_turns % 2 == 0 else (last.width, last.height)
     rate = _rate(times, average)
     facts = _facts(width=width, height=height, frames=count, rate=rate, channels=3, backend="pyav")
     facts["duration"] = count / rate if rate else None
     facts["problem"] = damage.verdict("frame")
-    return facts, upright
+    if quarter_turns or facts["problem"] is not None:
+        return facts, {}
+    return facts, {index: frame.to_ndarray(format="rgb24") for index, frame in samples.items()}
 
 
 def decord_agrees(media: Media, samples: dict[int, np.ndarray]) -> bool:
@@ -183,7 +183,7 @@ def decord_agrees(media: Media, samples: dict[int, np.ndarray]) -> bool:
         for index in sorted(samples, reverse=True):  # the last first, which asks for a long seek
             frame = video.get_batch([index]).asnumpy()[0]
             if frame.shape != samples[index].shape:
-                return False  # decord does not turn this rotated video
+                return False
             if np.abs(frame.astype(np.int16) - samples[index]).mean() > SAME_FRAME:
                 return False
     except Exception:
@@ -274,7 +274,7 @@ def _reason(error: Exception) -> str:
     import av
 
     if isinstance(error, av.error.FFmpegError):
-        logged = f" ({error.log[2].strip()})" if error.log else ""
+        logged = f" ({str(error.log[-1]).strip()})" if error.log else ""
         return f"{error.strerror}{logged}"
     text = str(error).strip().splitlines()
     return re.sub(r" ?'?<_io\S+ object at 0x\w+>'?", "", text[0]) if text else type(error).__name__
