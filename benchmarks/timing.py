@@ -1,0 +1,97 @@
+"""Timing side by side: the contenders take turns in one process, so that a noisy machine is noisy for all of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    name: str
+    median: float
+    """Seconds a call."""
+    low: float
+    high: float
+    """Smallest and largest of the rounds."""
+    peak_mib: float
+    """Peak resident memory above the process's size before the first call, measured in a process of its own."""
+
+
+def alternate(contenders: dict[str, Callable[[], object]], rounds: int = 7, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of every call, after `warm_up` untimed calls each; the order turns round each round."""
+    names = list(contenders)
+    for name in names:
+        for _ in range(warm_up):
+            contenders[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name in names if turn % 2 == 0 else reversed(names):
+            start = time.perf_counter()
+            contenders[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory(make: Callable[[], Callable[[], object]], calls: int = 2) -> float:
+    """MiB that `make()()` adds to the peak resident size, in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        call = make()
+        for _ in range(calls):
+            call()
+        sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        sender.close()
+        os._exit(0)
+
+    process = context.Process(target=child)
+    process.start()
+    peak = receiver.recv()
+    process.join()
+    return peak
+
+
+def compare(makers: dict[str, Callable[[], Callable[[], object]]], rounds: int = 7) -> list[Timing]:
+    """Time the calls that the makers return, alternating, and measure the memory of each in its own process.
+
+    Memory comes first: a forked child must not inherit thread pools that a timed call has started.
+    """
+    peaks = {name: peak_memory(make) for name, make in makers.items()}
+    seconds = alternate({name: make() for name, make in makers.items()}, rounds)
+    return [
+        Timing(name, statistics.median(taken), min(taken), max(taken), peaks[name]) for name, taken in seconds.items()
+    ]
+
+
+def table(timings: list[Timing], unit: str = "step", baseline: int = -1) -> str:
+    """A Markdown table; the ratio is the baseline's median over the row's: above 1 is faster than the baseline."""
+    reference = timings[baseline].median
+    lines = [f"| contender | ms a {unit} (median) | range | ratio | peak memory, MiB |", "|---|---:|---:|---:|---:|"]
+    for row in timings:
+        lines.append(
+            f"| {row.name} | {1e3 * row.median:.1f} | {1e3 * row.low:.1f} to {1e3 * row.high:.1f} "
+            f"| {reference / row.median:.2f} | {row.peak_mib:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """One line naming the processor, cores, memory and versions that the numbers belong to."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
