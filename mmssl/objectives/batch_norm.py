@@ -55,10 +55,7 @@ class GroupedBatchNorm(_BatchNorm):
         parts, means, variances = [], [], []
         for part in x.split(group):
             # With momentum 1 these receive the statistics of this group (unbiased variance, as running statistics have it).
-            mean, variance = (
-                x.new_zeros(self.num_features, dtype=torch.float32),
-                x.new_ones(self.num_features, dtype=torch.float32),
-            )
+            mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
             parts.append(nn.functional.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
             means.append(mean)
             variances.append(variance)
@@ -70,7 +67,7 @@ class GroupedBatchNorm(_BatchNorm):
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         with torch.autocast(x.device.type, enabled=False):
-            wide = x.float()
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
             variance, mean = torch.var_mean(wide, axes, correction=0)
             # Means and mean squares of deviations, not of values: the difference of large squares would cancel.
             centre = all_reduce_sum(mean) / world_size()

@@ -92,7 +92,7 @@ class Contrastive(Objective):
             ignore = (torch.arange(size, device=device) + rank() * size).unsqueeze(1)
         if self.bilinear is not None:
             with torch.autocast(device.type, enabled=False):
-                anchors = self.bilinear(anchors)
+                anchors = F.linear(anchors, self.bilinear.weight.float())
         result = info_nce(anchors, positives, candidates, temperature=self.temperature, ignore=ignore)
         return ObjectiveOutput(
             loss=result.loss,

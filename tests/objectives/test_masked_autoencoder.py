@@ -84,7 +84,9 @@ def test_channel_scale_is_in_units_of_unnormalised_pixels() -> None:
     unit = torch.tensor([0.229, 0.224, 0.225])
     plain = 0.5 + torch.rand(1, 4, 32, 3, dtype=torch.float64) * 1e-5
     expected = (plain - plain.mean(2, keepdim=True)) / (plain.std(2, keepdim=True) + 1e-6)
-    torch.testing.assert_close(normalised((plain - 0.45) / unit, "patch_norm_channel", unit), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        normalised((plain - 0.45) / unit, "patch_norm_channel", unit), expected, rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("make", [image_objective, video_objective])
@@ -154,7 +156,11 @@ def test_accumulation_one_by_one_equals_one_batch() -> None:
     total, loss = torch.zeros(()), torch.zeros(())
     counts = set()
     for i in range(8):
-        part = Batch({"view": batch.views["view"][i : i + 1]}, batch.index[i : i + 1], {k: v[i : i + 1] for k, v in batch.noise.items()})
+        part = Batch(
+            {"view": batch.views["view"][i : i + 1]},
+            batch.index[i : i + 1],
+            {k: v[i : i + 1] for k, v in batch.noise.items()},
+        )
         small = objective(part)
         (small.loss * small.count).backward()
         total, loss = total + small.count, loss + small.loss.detach() * small.count
@@ -199,7 +205,9 @@ def test_pictures_show_original_masked_and_reconstruction(make: Any) -> None:
         assert (original - view).abs().max() <= 1, "uint8 in, the same uint8 out, but for rounding"
     adapter = objective.require_tokens().adapter
     hidden = objective.mask(batch.noise["mask"], objective.grid).boolean()
-    spread = hidden.float()[:, :, None, None].expand(-1, -1, adapter.values // adapter.front.channels, adapter.front.channels)
+    spread = hidden.float()[:, :, None, None].expand(
+        -1, -1, adapter.values // adapter.front.channels, adapter.front.channels
+    )
     pixels = adapter.unpatches(spread, objective.grid)  # [B,C,T,H,W], 1 = hidden
     pixels = pixels.transpose(1, 2).reshape(original.shape).bool()
     assert torch.equal(original[~pixels], masked[~pixels])
@@ -207,8 +215,12 @@ def test_pictures_show_original_masked_and_reconstruction(make: Any) -> None:
     assert masked[pixels].unique().numel() <= adapter.front.channels, "hidden patches show one colour"
 
     def perfect(view: Tensor, visible: Tensor, decoded: Tensor) -> Tensor:
-        patches = objective._patches(view).gather(1, decoded[:, :, None, None].expand(-1, -1, *objective._patches(view).shape[2:]))
-        return normalised(patches, objective.target, getattr(objective.require_tokens().adapter.front, "std", torch.ones(1)).flatten()).flatten(2)
+        patches = objective._patches(view).gather(
+            1, decoded[:, :, None, None].expand(-1, -1, *objective._patches(view).shape[2:])
+        )
+        return normalised(
+            patches, objective.target, getattr(objective.require_tokens().adapter.front, "std", torch.ones(1)).flatten()
+        ).flatten(2)
 
     objective._predict = perfect
     rows = objective(batch, what="pictures")["reconstruction"].rows
@@ -218,7 +230,10 @@ def test_pictures_show_original_masked_and_reconstruction(make: Any) -> None:
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(UserError, match="choose a ViT"):
         MaskedAutoencoder(ConvEncoder(ImagePixels(ImageSpec(size=32))), mask=RandomMask(0.75))  # type: ignore[arg-type]
-    overlapping = ViT(SpectrogramPatches(AudioSpec(mels=32, frames=64, patch=8, stride=4), 32), ViTSettings(width=32, depth=1, heads=4))
+    overlapping = ViT(
+        SpectrogramPatches(AudioSpec(mels=32, frames=64, patch=8, stride=4), 32),
+        ViTSettings(width=32, depth=1, heads=4),
+    )
     with pytest.raises(UserError, match="overlap"):
         MaskedAutoencoder(overlapping, mask=RandomMask(0.75))
     with pytest.raises(UserError, match="patch_norm_joint"):
