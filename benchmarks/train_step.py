@@ -1,7 +1,7 @@
-"""One training step (forward, backward, AdamW) against transformers' own pre-training classes and lightly, on identical work.
+"""One training step (forward, backward, AdamW) against transformers and lightly, on identical work.
 
-Same shapes, same sizes, same number of masked tokens, fused AdamW on both sides. Our side starts from uint8 media, as in
-training; theirs is given normalised floats, so that the comparison leans towards them.
+Same shapes, same sizes, same number of masked tokens, fused AdamW on both sides. Our side starts from uint8 media, as
+in training; theirs is given normalised floats, so that the comparison leans towards them.
 """
 
 from __future__ import annotations

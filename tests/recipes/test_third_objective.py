@@ -35,8 +35,9 @@ def recipe(tmp_path: Path) -> Path:
 def test_the_page_runs_resumes_and_exports(recipe: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     make_image_tree(data, each=4)
-    small = "--batch-size 4 --workers 0 --log-every 1 --encoder.arch vit --encoder.width 32 --encoder.depth 1 --encoder.heads 2"
-    command = f"pretrain {recipe} --data {data} --out {out} --input.size 32 --input.patch 8 {small} --epochs 2".split()
+    vit = "--encoder.arch vit --encoder.width 32 --encoder.depth 1 --encoder.heads 2 --input.size 32 --input.patch 8"
+    rest = "--batch-size 4 --epochs 2 --workers 0 --log-every 1"
+    command = f"pretrain {recipe} --data {data} --out {out} {vit} {rest}".split()
     main(command)
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
