@@ -73,12 +73,14 @@ def embedding_table(features: Features, source: Source, facts: dict) -> pa.Table
     """Columns id, row, split, label, embedding (fixed-size list of float32); metadata 'mmssl': `facts` as JSON."""
     split = {int(row): name for name in ("train", "validation", "test") for row in source.rows(name)}
     flat = pa.array(np.ascontiguousarray(features.x, dtype=np.float32).reshape(-1))
+    # Parquet names the items 'element'; saying so here makes the table equal to what is read back.
+    vector = pa.list_(pa.field("element", pa.float32()), features.x.shape[1])
     columns = {
         "id": pa.array(features.ids, pa.string()),
         "row": pa.array(features.rows, pa.int64()),
         "split": pa.array([split.get(int(row)) for row in features.rows], pa.string()),
         "label": pa.array(features.labels, pa.string()),
-        "embedding": pa.FixedSizeListArray.from_arrays(flat, features.x.shape[1]),
+        "embedding": pa.FixedSizeListArray.from_arrays(flat, type=vector),
     }
     return pa.table(columns).replace_schema_metadata({"mmssl": json.dumps(facts)})
 

@@ -86,7 +86,7 @@ def extract_all(
         cache: folder of features already computed; the key covers weights, data, rows, views and seed.
 
     Raises:
-        UserError: when no file is asked for, more than a tenth of the files is unreadable, or features are not finite.
+        UserError: no rows, over a tenth of the files unreadable, or features that are not finite.
     """
     if not len(rows):
         raise UserError("There is no file to compute features of: check the split and the folder.")

@@ -46,8 +46,3 @@ def knn_predict(
                 votes = weight.new_zeros(len(part), classes).scatter_add_(1, voter[:, :k], weight[:, :k])
                 predicted[k].append(votes.argmax(1))
     return {k: torch.cat(parts) for k, parts in predicted.items()}
-
-
-def main_neighbours(available: dict[int, Tensor], wanted: int) -> int:
-    """The k that is reported first: `wanted`, or the largest below it that the bank could serve."""
-    return max((k for k in available if k <= wanted), default=min(available))

@@ -84,7 +84,7 @@ class Monitor:
         if held is not None:
             rows = np.concatenate([rows, rng.permutation(held)[: max(1, limit // 2)]])
         files = Files(source, evaluation_views(spec), rows, seed)
-        chunks = read_views(files, batch_size=batch_size, workers=workers, title="samples of the probe")
+        chunks = read_views(files, batch_size=batch_size, workers=workers)
         self.batches = [
             Batch(views={"view": chunk.views}, index=torch.from_numpy(chunk.rows))
             for chunk in chunks

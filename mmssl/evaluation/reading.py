@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -80,18 +81,20 @@ class Chunk:
         return Chunk(stacked, np.array(rows, np.int64), np.array(classes, np.int64), tuple(skipped))
 
 
-def read_views(files: Files, *, batch_size: int, workers: int, title: str) -> Iterator[Chunk]:
-    """All samples of the files, about `batch_size` at a time, with a display of progress on stderr.
+def read_views(files: Files, *, batch_size: int, workers: int, title: str | None = None) -> Iterator[Chunk]:
+    """All samples of the files, about `batch_size` at a time; with a `title`, progress is shown on stderr.
 
     Raises:
         UserError: when a worker process dies.
     """
     many = max(1, batch_size // files.views.per_file)
-    # Never fork: the parent holds threads of torch and of decoders, whose locks a copy would inherit.
-    context = "forkserver" if workers else None
+    # From a fork server, as the training loader: a fork would inherit the locks of torch's and the decoders' threads.
+    context = multiprocessing.get_context("forkserver") if workers else None
+    if context is not None:
+        context.set_forkserver_preload(["mmssl.data.loader", "mmssl.evaluation.views", __name__])
     loader = DataLoader(files, many, collate_fn=Chunk.collate, num_workers=workers, multiprocessing_context=context)
     try:
-        yield from show(loader, title, len(loader))
+        yield from loader if title is None else show(loader, title, len(loader))
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mmssl.encoders.base import Encoder
+from mmssl.encoders.build import build_adapter
 from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.vit import ViT
 from mmssl.errors import UserError
@@ -27,7 +28,7 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(encoder, ViT):
-            return ViT(copy.deepcopy(encoder.adapter).cpu(), encoder.settings).eval()
+            return ViT(build_adapter(encoder.spec, encoder.width), encoder.settings).eval()
         if isinstance(encoder, ConvEncoder):
             return ConvEncoder(copy.deepcopy(encoder.front).cpu(), encoder.arch, encoder.stem).eval()
     raise UserError(f"There is no untrained twin of {type(encoder).__name__}: evaluate a ViT or a ConvEncoder.")

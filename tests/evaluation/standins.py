@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
+import soundfile
 from PIL import Image
 
 from mmssl.data.media import Media, Record
@@ -50,3 +52,34 @@ class FolderSource:
 
     def media(self, row: int) -> Media:
         return Media(self.records[row], root=self.root)
+
+
+def write_moving_squares(root: Path, files: int, frames: int, seed: int = 0) -> Path:
+    """Videos of a bright square that moves at its own speed over noise: root/name.mp4."""
+    root.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for number in range(files):
+        ground, place, step = rng.integers(0, 80, (64, 64, 3)), rng.uniform(0, 50, 2), rng.uniform(0.3, 1.0, 2)
+        with av.open(str(root / f"{number:02d}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            assert isinstance(stream, av.VideoStream)
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            for time in range(frames):
+                top, left = ((place + step * time) % 50).astype(int)
+                picture = ground.astype(np.uint8).copy()
+                picture[top : top + 12, left : left + 12] = 230
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+    return root
+
+
+def write_tones(root: Path, per_class: int = 10, seed: int = 0) -> Path:
+    """Recordings of two pitches in noise: root/class/name.wav, 1 s at 16 kHz."""
+    rng = np.random.default_rng(seed)
+    for label, pitch in (("high", 3000.0), ("low", 400.0)):
+        (root / label).mkdir(parents=True)
+        for number in range(per_class):
+            phase = 2 * np.pi * pitch * rng.uniform(0.9, 1.1) * np.arange(16000) / 16000
+            soundfile.write(root / label / f"{number}.wav", 0.3 * np.sin(phase) + rng.normal(0, 0.01, 16000), 16000)
+    return root

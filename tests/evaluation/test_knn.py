@@ -63,8 +63,6 @@ def test_a_small_bank_serves_the_k_it_can():
     found = knn.knn_predict(bank, torch.arange(4), bank, classes=4)
     assert list(found) == [4]
     assert found[4].tolist() == [0, 1, 2, 3]
-    assert knn.main_neighbours(found, 20) == 4
-    assert knn.main_neighbours({10: bank, 20: bank, 100: bank}, 20) == 20
 
 
 def test_low_temperature_stays_finite():

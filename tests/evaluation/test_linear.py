@@ -27,6 +27,10 @@ def probe(x, y, **options):
     return linear.linear_probe(x, y, classes=10, groups=np.arange(len(x)), **options)
 
 
+FEW: dict = {"rates": (0.01, 0.1), "decays": (1e-3, 1e-2)}
+"""A small grid, for claims that do not depend on it."""
+
+
 def test_heads_in_parallel_equal_torch_sgd_one_by_one():
     torch.manual_seed(0)
     x, y = torch.randn(40, 6), torch.randint(0, 3, (40,))
@@ -67,7 +71,7 @@ def test_as_good_as_logistic_regression(digits):
 def test_scale_of_the_features_does_not_matter(digits):
     """Standardisation makes one grid fit all encoders, also those whose features hardly vary."""
     x, y, test_x, _ = digits
-    plain, small = probe(x, y), probe(5 + 1e-3 * x, y)
+    plain, small = (probe(values, y, **FEW) for values in (x, 5 + 1e-3 * x))
     a, b = plain.predict(torch.tensor(test_x)), small.predict(torch.tensor(5 + 1e-3 * test_x))
     assert (a == b).float().mean() > 0.99
 
@@ -82,14 +86,14 @@ def test_constant_features_are_harmless():
 
 def test_shuffled_labels_are_at_chance(digits):
     x, y, test_x, test_y = digits
-    found = probe(x, np.random.default_rng(0).permutation(y))
+    found = probe(x, np.random.default_rng(0).permutation(y), **FEW)
     accuracy = (found.predict(torch.tensor(test_x)).numpy() == test_y).mean()
     assert accuracy < 0.1 + 3 * np.sqrt(0.1 * 0.9 / len(test_y))
 
 
 def test_one_seed_gives_one_result(digits):
     x, y, *_ = digits
-    a, b, c = probe(x[:200], y[:200]), probe(x[:200], y[:200]), probe(x[:200], y[:200], seed=1)
+    a, b, c = (probe(x[:200], y[:200], seed=seed, **FEW) for seed in (0, 0, 1))
     assert torch.equal(a.weight, b.weight)
     assert a.trials == b.trials
     assert a.trials != c.trials
