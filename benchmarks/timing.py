@@ -22,7 +22,7 @@ class Timing:
     low: float
     high: float
     """Smallest and largest of the rounds."""
-    peak_mib: float
+    peak_mib: float | None = None
     """Peak resident memory above the process's size before the first call, measured in a process of its own."""
 
 
@@ -68,20 +68,25 @@ def compare(makers: dict[str, Callable[[], Callable[[], object]]], rounds: int =
     Memory comes first: a forked child must not inherit thread pools that a timed call has started.
     """
     peaks = {name: peak_memory(make) for name, make in makers.items()}
-    seconds = alternate({name: make() for name, make in makers.items()}, rounds)
+    return timings(alternate({name: make() for name, make in makers.items()}, rounds), peaks)
+
+
+def timings(seconds: dict[str, list[float]], peaks: dict[str, float] | None = None) -> list[Timing]:
     return [
-        Timing(name, statistics.median(taken), min(taken), max(taken), peaks[name]) for name, taken in seconds.items()
+        Timing(name, statistics.median(taken), min(taken), max(taken), (peaks or {}).get(name))
+        for name, taken in seconds.items()
     ]
 
 
-def table(timings: list[Timing], unit: str = "step", baseline: int = -1) -> str:
+def table(rows: list[Timing], unit: str = "step", baseline: int = -1) -> str:
     """A Markdown table; the ratio is the baseline's median over the row's: above 1 is faster than the baseline."""
-    reference = timings[baseline].median
+    reference = rows[baseline].median
     lines = [f"| contender | ms a {unit} (median) | range | ratio | peak memory, MiB |", "|---|---:|---:|---:|---:|"]
-    for row in timings:
+    for row in rows:
+        memory = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
         lines.append(
             f"| {row.name} | {1e3 * row.median:.1f} | {1e3 * row.low:.1f} to {1e3 * row.high:.1f} "
-            f"| {reference / row.median:.2f} | {row.peak_mib:.0f} |"
+            f"| {reference / row.median:.2f} | {memory} |"
         )
     return "\n".join(lines)
 
