@@ -1,5 +1,8 @@
-"""Claim: adapters make the pixels, patches and projections of transformers and torchaudio. Checked against ASTFeatureExtractor,
-torchaudio.compliance.kaldi.fbank, ViTMAE's and VideoMAE's own targets, torchvision's normalize and torch's convolutions."""
+"""Claim: adapters make the pixels, patches and projections of transformers and torchaudio.
+
+Checked against ASTFeatureExtractor, torchaudio.compliance.kaldi.fbank, ViTMAE's own targets, torchvision's normalize
+and torch's convolutions.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,8 @@ def test_spec_samples_fill_the_view_exactly() -> None:
 def test_overlapping_patches_are_read_but_not_put_back() -> None:
     adapter = SpectrogramPatches(AudioSpec(mels=24, frames=48, patch=8, stride=5), 16)
     pixels = adapter.pixels(torch.randn(1, 8000))
-    assert adapter.grid == (1, 4, 9) and adapter.patches(pixels).shape == (1, 36, 64, 1)
+    assert adapter.grid == (1, 4, 9)
+    assert adapter.patches(pixels).shape == (1, 36, 64, 1)
     with pytest.raises(UserError, match="overlap"):
         adapter.unpatches(adapter.patches(pixels))
 

@@ -24,7 +24,9 @@ def test_features_are_torchvisions() -> None:
     encoded = encoder(view)
     assert_close(encoded.pooled, net.eval()(encoder.front(view)[:, :, 0]), rtol=1e-5, atol=1e-5)
     assert encoded.feature_map is not None
-    assert encoded.feature_map.shape == (2, 512, 2, 2) and encoder.width == 512 and encoded.tokens is None
+    assert encoded.feature_map.shape == (2, 512, 2, 2)
+    assert encoder.width == 512
+    assert encoded.tokens is None
 
 
 def test_cifar_stem_keeps_the_resolution_and_the_parameter_count() -> None:
@@ -39,7 +41,8 @@ def test_cifar_stem_keeps_the_resolution_and_the_parameter_count() -> None:
 def test_spectrograms_have_one_channel() -> None:
     encoder = ConvEncoder(LogMel(AudioSpec(mels=64, frames=96)))
     encoded = encoder(torch.randn(2, 16000))
-    assert encoded.feature_map is not None and encoded.feature_map.shape == (2, 512, 2, 3)
+    assert encoded.feature_map is not None
+    assert encoded.feature_map.shape == (2, 512, 2, 3)
 
 
 def test_what_it_cannot_do_is_refused() -> None:

@@ -1,5 +1,8 @@
-"""Claim: the trunk does what its settings say. Position tables against transformers', masking against a plain re-computation, drop path
-against its expectation, and every trainable parameter gets a gradient in masked and in pooled use (DDP stops otherwise)."""
+"""Claim: the trunk does what its settings say.
+
+Position tables against transformers', masking against a plain re-computation, drop path against its expectation, and
+every trainable parameter gets a gradient in masked and in pooled use (DDP stops otherwise).
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ def test_interpolation_over_time_and_space() -> None:
 def test_encode_replaces_before_positions_and_gathers_after() -> None:
     vit, view = image_vit().eval(), torch.rand(2, 3, 16, 16)
     tokens = vit.tokenize(view)
-    assert tokens.pos is not None and vit.prefix is not None
+    assert tokens.pos is not None
+    assert vit.prefix is not None
     mask, mask_token = torch.rand(2, 16) < 0.5, torch.randn(24)
     keep = torch.tensor([[9, 2, 4], [0, 15, 7]])
     x = tokens.x.clone()
@@ -57,10 +61,12 @@ def test_encode_replaces_before_positions_and_gathers_after() -> None:
         x = block(x)
     x = vit.norm(x)
     encoded = vit.encode(tokens, keep=keep, mask=mask, mask_token=mask_token, hidden=True)
-    assert encoded.tokens is not None and encoded.hidden is not None
+    assert encoded.tokens is not None
+    assert encoded.hidden is not None
     assert_close(torch.cat([encoded.prefix, encoded.tokens], dim=1), x)  # type: ignore[list-item]
     assert_close(encoded.pooled, x[:, 1:].mean(1))
-    assert encoded.grid == (1, 4, 4) and len(encoded.hidden) == 4
+    assert encoded.grid == (1, 4, 4)
+    assert len(encoded.hidden) == 4
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -95,7 +101,7 @@ def test_every_parameter_gets_a_gradient(case: str, masked: bool) -> None:
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
     torch.manual_seed(0)
     out = drop_path(torch.ones(20000, 2, 3), 0.3)
-    assert set(out.unique().tolist()) == {0.0, pytest.approx(1 / 0.7)}
+    assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
     assert torch.equal(out.amin((1, 2)), out.amax((1, 2)))
     assert abs(out.mean().item() - 1) < 0.02
     vit, view = image_vit(drop_path=0.5), torch.rand(4, 3, 16, 16)
@@ -121,7 +127,8 @@ def test_initialisation_is_maes() -> None:
         assert weight.abs().max() <= limit
         assert weight.abs().max() > 0.99 * limit
     assert not any(p.any() for name, p in vit.named_parameters() if name.endswith("bias"))
-    assert vit.prefix is not None and 0.015 < vit.prefix.std().item() < 0.025
+    assert vit.prefix is not None
+    assert 0.015 < vit.prefix.std().item() < 0.025
     assert "pos" not in vit.state_dict()
 
 
