@@ -90,7 +90,9 @@ class Index:
             bad = sum(record.problem is not None for record in records)
             if progress is not None:
                 progress(len(records) - unknown, len(records), bad)
-            with closing(verify(root, pending, workers=workers or os.cpu_count() or 1, timeout=timeout)) as verified:
+            with closing(
+                verify(root, pending, workers=workers or len(os.sched_getaffinity(0)), timeout=timeout)
+            ) as verified:
                 for done, (number, facts) in enumerate(verified, start=len(records) - unknown + 1):
                     if facts.pop("keep", True):
                         verdicts.put(root, records[number], facts)

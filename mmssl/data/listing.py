@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -175,6 +176,8 @@ def _plain(path: Path, name: str, kind: str) -> Record:
         status = path.stat()
     except OSError as error:  # a dangling link, or a file that vanished
         return Record(id=name, kind=kind, path=name, problem=f"cannot be opened: {error.strerror or error}")
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        return Record(id=name, kind=kind, path=name, problem="not a regular file")
     return Record(id=name, kind=kind, path=name, size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ SECONDS_A_MIB = 2.0
 """Time limit a file grows by its size, so that long films pass: about 50 min for 1.5 GB."""
 DECORD_SECONDS = 5.0
 """decord gets this long, and three times what PyAV took for the whole file. Where it hangs, PyAV reads the file."""
+START_SECONDS = 60.0
+"""For a child to start, which is not the file's fault."""
 COMMIT_SECONDS = 1.0
 FACTS = ("width", "height", "frames", "rate", "channels", "duration", "backend", "problem")
 
@@ -126,6 +129,7 @@ class _Child:
     deadline: float = 0.0
     dead: bool = False
     limit: float = 0.0
+    _ready: bool = False
     _began: float = 0.0
     _facts: dict[str, Any] = field(default_factory=dict)
     _buffer: bytes = b""
@@ -148,14 +152,15 @@ class _Child:
     def begin(self, number: int, record: Record, timeout: float) -> None:
         self.number, self.record, self._facts = number, record, {}
         self.limit = time_limit(record, timeout)
-        self._began = time.monotonic()
-        self.deadline = self._began + self.limit
+        self._start_clock()
         job = {"record": asdict(record), "root": str(self.root), "limit": self.limit}
-        try:
+        with suppress(BrokenPipeError):  # it died while idle; receive() sees the end of its output
             self._stdin.write(json.dumps(job).encode() + b"\n")
             self._stdin.flush()
-        except BrokenPipeError:  # it died while idle; receive() sees the end of its output
-            pass
+
+    def _start_clock(self) -> None:
+        self._began = time.monotonic()
+        self.deadline = self._began + self.limit + (0.0 if self._ready else START_SECONDS)
 
     def receive(self) -> dict[str, Any] | None:
         """Read what the child said; the facts when the file is done or the child is dead, else None."""
@@ -165,6 +170,10 @@ class _Child:
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
         for line in lines:
             answer = json.loads(line)
+            if answer.pop("ready", False):
+                self._ready = True
+                self._start_clock()
+                continue
             if answer.pop("done", False):
                 return self._facts
             self._facts |= answer
@@ -184,11 +193,12 @@ class _Child:
         self.dead = True
         if self._facts:
             return self._facts
-        return {"problem": f"timed out after {self.limit:.0f} s", "limit": self.limit}
+        return {"problem": f"timed out after {self.limit:.3g} s", "limit": self.limit}
 
     def kill(self) -> None:
         self.selector.unregister(self._stdout)
         self._process.kill()
         self._process.wait()
-        self._stdin.close()
+        with suppress(BrokenPipeError):  # a job that was never read is still in the buffer
+            self._stdin.close()
         self._stdout.close()
