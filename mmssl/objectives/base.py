@@ -19,7 +19,7 @@ class Objective(nn.Module):
 
     Attributes:
         views: names of the views in `Batch.views` that the loss reads; the first one is also what 'embed' encodes.
-        noise: draws a sample that the loss needs, name -> k; they arrive in `Batch.noise[name]`, float32 [B,k] in [0,1).
+        noise: draws a sample that the loss needs, name -> k; `Batch.noise[name]` is float32 [B,k] in [0,1).
         targets: names in `Batch.targets` that the loss reads.
     """
 
@@ -34,13 +34,14 @@ class Objective(nn.Module):
         self._ddp_params_and_buffers_to_ignore: list[str] = []  # the name that torch's DDP looks for
 
     def register_local_buffer(self, name: str, value: Tensor) -> None:
-        """A buffer that is saved in checkpoints, but that DDP neither broadcasts at each forward nor synchronises at the start: every
-        process must build it equal and keep it equal (a MoCo queue, a memory bank)."""
+        """A buffer that is saved in checkpoints, but that DDP neither broadcasts at each forward nor synchronises at
+        the start: every process must build it equal and keep it equal (a MoCo queue, a memory bank)."""
         self.register_buffer(name, value)
         self._ddp_params_and_buffers_to_ignore.append(name)
 
     def check(self, global_batch: int) -> None:
-        """Called once before the first step, with the samples of one optimiser step over all processes and micro-batches.
+        """Called once before the first step, with the samples of one optimiser step over all processes and
+        micro-batches.
 
         Raises UserError where the settings of the objective do not fit it.
         """
@@ -49,7 +50,8 @@ class Objective(nn.Module):
         """The only door by which parameters are touched (FSDP gathers them here). Changes no state.
 
         Returns:
-            'loss': ObjectiveOutput. 'embed': the pooled features [B,D] of the view batch.views['view'] if given, else of the first view.
+            'loss': ObjectiveOutput. 'embed': the pooled features [B,D] of the view batch.views['view'] if given, else
+            of the first view.
             'pictures': dict name -> Picture of what the model sees and predicts, for the first samples of the batch.
         """
         if what == "loss":
@@ -74,13 +76,16 @@ class Objective(nn.Module):
 
         Args:
             step: the step just made, from 0. total: steps of the run.
-            applied: bool scalar on the device, False where a non-finite step was skipped on all processes together; then state must stay.
+            applied: bool scalar on the device, False where a non-finite step was skipped on all processes together;
+                then state must stay.
         """
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: {'params': [(name, parameter)], 'lr_scale': float, 'decay': bool}; the default leaves biases, norms and positions
-        (everything of one dimension, and names with 'pos') undecayed. Parameters that take no gradient are left out."""
-        decayed, plain = [], []
+        """Optimiser groups: {'params': [(name, parameter)], 'lr_scale': float, 'decay': bool}; the default leaves
+        biases, norms and positions (everything of one dimension, and names with 'pos') undecayed. Parameters that take
+        no gradient are left out."""
+        decayed: list[tuple[str, nn.Parameter]] = []
+        plain: list[tuple[str, nn.Parameter]] = []
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -102,6 +107,7 @@ class Objective(nn.Module):
         """The encoder as a TokenEncoder; raises UserError for convolutional nets."""
         if not isinstance(self.encoder, TokenEncoder):
             raise UserError(
-                f"{type(self).__name__} masks tokens, and {type(self.encoder).__name__} has none (a convolution would see through the mask): choose a ViT encoder."
+                f"{type(self).__name__} masks tokens, and {type(self.encoder).__name__} has none (a convolution would "
+                f"see through the mask): choose a ViT encoder."
             )
         return self.encoder

@@ -11,13 +11,15 @@ from mmssl.errors import UserError
 
 
 class GroupedBatchNorm(_BatchNorm):
-    """BatchNorm1d or 2d that in training normalises over `group` consecutive samples, or, with None, over the batches of all processes.
+    """BatchNorm1d or 2d that in training normalises over `group` consecutive samples, or, with None, over the batches
+    of all processes.
 
-    Groups of a fixed size give the same result on any number of processes, on a device that holds a multiple of them, at no
-    communication (MoCo needs groups smaller than the batch; its paper had 32 samples a GPU). None is SimCLR's global batch norm.
-    Running statistics move once a batch, to the mean over its groups (None: over all processes), and never to values that are not finite; in
-    evaluation they are used as ever.
-    State names are those of nn.BatchNorm.
+    Groups of a fixed size give the same result on any number of processes, on a device that holds a multiple of them,
+    at no communication (MoCo needs groups smaller than the batch; its paper had 32 samples a GPU). None is SimCLR's
+    global batch norm.
+
+    Running statistics move once a batch, to the mean over its groups (None: over all processes), and never to values
+    that are not finite; in evaluation they are used as ever. State names are those of nn.BatchNorm.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class GroupedBatchNorm(_BatchNorm):
                 f"Batch norm runs over groups of {group} samples, and a process holds {len(x)} a step: "
                 f"make the batch of each process a multiple of {group}, or change norm_group."
             )
+        assert self.running_mean is not None
+        assert self.running_var is not None
         parts, means, variances = [], [], []
         for part in x.split(group):
-            # With momentum 1 these receive the statistics of this group (unbiased variance, as running statistics have it).
+            # With momentum 1 these receive the statistics of this group, the variance unbiased.
             mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
             parts.append(nn.functional.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
             means.append(mean)
@@ -86,7 +90,7 @@ class GroupedBatchNorm(_BatchNorm):
             return
         self.num_batches_tracked.add_(1)
         weight = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked
-        # A batch that overflowed must not spoil the statistics for ever; its step is skipped, but nobody would undo them.
+        # The step of a batch that overflowed is skipped, but nobody would undo what it did here.
         finite = mean.isfinite() & variance.isfinite()
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             running.lerp_(torch.where(finite, value.to(running.dtype), running), weight)
@@ -97,7 +101,10 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 def group_batch_norms(module: nn.Module, group: int | None) -> nn.Module:
-    """Replace every BatchNorm inside `module` by a GroupedBatchNorm holding the same tensors; returns `module` (or the replacement)."""
+    """Replace every BatchNorm in `module` by a GroupedBatchNorm holding the same tensors.
+
+    Returns `module`, or its replacement where it is a BatchNorm itself.
+    """
     if isinstance(module, _BatchNorm):
         norm = GroupedBatchNorm(module.num_features, group, module.eps, module.momentum, module.affine)
         norm.weight, norm.bias = module.weight, module.bias

@@ -28,14 +28,14 @@ class Contrastive(Objective):
     """SimCLR (Chen et al. 2020, section 2) and COLA (Saeed et al. 2020, section 2), negatives from all processes.
 
     SimCLR: cosine, symmetric: every view is an anchor, the other views of the global batch are negatives.
-    COLA: bilinear, not symmetric: the first views are anchors, the second views of other samples negatives; similarity a^T W p of
-    projections after layer norm and tanh; layers=1, norm='none', out=512, temperature=1.
+    COLA: bilinear, not symmetric: the first views are anchors, the second views of other samples negatives; similarity
+    a^T W p of projections after layer norm and tanh; layers=1, norm='none', out=512, temperature=1.
 
     Args:
         names: the two views.
         hidden, out, layers, norm: of the projector, which is not exported.
-        norm_group: samples over which a batch norm (in the encoder or the projector) normalises in training; None: over the batch
-            of all processes, as in SimCLR. Both give on many processes what one process gives.
+        norm_group: samples over which a batch norm (in the encoder or the projector) normalises in training; None: over
+            the batch of all processes, as in SimCLR. Both give on many processes what one process gives.
     """
 
     def __init__(

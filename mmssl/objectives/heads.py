@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -19,7 +20,7 @@ class Projector(nn.Sequential):
     ) -> None:
         widths = [width] + [hidden] * (layers - 1) + [out]
         parts: list[nn.Module] = []
-        for place, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for place, (fan_in, fan_out) in enumerate(pairwise(widths)):
             parts.append(nn.Linear(fan_in, fan_out, bias=norm == "none"))
             if norm == "batch":
                 parts.append(nn.BatchNorm1d(fan_out))

@@ -23,10 +23,10 @@ def info_nce(
     temperature: float,
     ignore: Tensor | None = None,
 ) -> InfoNCE:
-    """Mean over anchors of -log( e^(a.p/t) / (e^(a.p/t) + sum over negatives of e^(a.n/t)) ), in fp32 whatever autocast says.
+    """Mean over anchors of -log( e^(a.p/t) / (e^(a.p/t) + sum over negatives of e^(a.n/t)) ), always in fp32.
 
-    Vectors are taken as they are: normalise them first for a cosine similarity. Sources: van den Oord et al. 2018, equation 4;
-    SimCLR (Chen et al. 2020), equation 1; MoCo (He et al. 2019), equation 1.
+    Vectors are taken as they are: normalise them first for a cosine similarity. Sources: van den Oord et al. 2018,
+    equation 4; SimCLR (Chen et al. 2020), equation 1; MoCo (He et al. 2019), equation 1.
 
     Args:
         anchors: [A,D].

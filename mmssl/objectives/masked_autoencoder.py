@@ -1,4 +1,4 @@
-"""Masked autoencoding: encode the visible tokens only, predict the pixels of the masked ones. MAE, VideoMAE (1 and 2) and Audio-MAE."""
+"""Masked autoencoding: encode visible tokens only, predict the pixels of masked ones (MAE, VideoMAE, Audio-MAE)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Target = Literal["patch_norm_joint", "patch_norm_channel", "pixels"]
 def patch_statistics(patches: Tensor, target: Target, unit: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Centre and scale of each patch; the target of a patch is (patch - centre) / scale.
 
-    'patch_norm_joint': over all K*C values, scale sqrt(var + 1e-6) (He et al. 2021, section 3, "normalized pixel values").
+    'patch_norm_joint': over all K*C values, scale sqrt(var + 1e-6) (He et al. 2021, section 3).
     'patch_norm_channel': over the K values of each channel, scale std + 1e-6 in units of [0,1] pixels (VideoMAE).
     'pixels': 0 and 1. Variances are unbiased.
 
@@ -61,11 +61,11 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor | Non
 
 
 class MaskedAutoencoder(Objective):
-    """MAE (He et al. 2021, arXiv 2111.06377, section 3), VideoMAE (Tong et al. 2022, 2203.12602), VideoMAE V2 (Wang et al. 2023,
-    2303.16727, with `decoder_mask`) and Audio-MAE (Huang et al. 2022, 2207.06405).
+    """MAE (He et al. 2021, arXiv 2111.06377, section 3), VideoMAE (Tong et al. 2022, 2203.12602), VideoMAE V2 (Wang et
+    al. 2023, 2303.16727, with `decoder_mask`) and Audio-MAE (Huang et al. 2022, 2207.06405).
 
-    The decoder's positions are fixed sin-cos tables: over rows and columns for images and spectrograms (zero for prefix tokens), over the
-    flat token number for clips.
+    The decoder's positions are fixed sin-cos tables: over rows and columns for images and spectrograms (zero for prefix
+    tokens), over the flat token number for clips.
 
     Args:
         view: name of the view.
@@ -73,7 +73,8 @@ class MaskedAutoencoder(Objective):
         target: see `patch_statistics`; MAE and Audio-MAE: 'patch_norm_joint', VideoMAE: 'patch_norm_channel'.
         decoder_bias: of queries, keys and values; VideoMAE: 'qv'.
         projection_bias: of the layer from the encoder's to the decoder's width; VideoMAE has none.
-        decoder_mask: its visible tokens are decoded, the others skipped; decoded tokens that the encoder saw do not count in the loss.
+        decoder_mask: its visible tokens are decoded, the others skipped; decoded tokens that the encoder saw do not
+            count in the loss.
     """
 
     positions: Tensor
@@ -96,7 +97,8 @@ class MaskedAutoencoder(Objective):
         adapter = self.require_tokens().adapter
         if adapter.stride != adapter.patch:
             raise UserError(
-                f"Patches of {adapter.patch} at a distance of {adapter.stride} overlap, so visible ones would show masked ones: set stride equal to patch."
+                f"Patches of {adapter.patch} at a distance of {adapter.stride} overlap, so visible ones would show "
+                f"masked ones: set stride equal to patch."
             )
         if target == "patch_norm_channel" and not isinstance(adapter.front, Pixels):
             raise UserError(
@@ -147,7 +149,8 @@ class MaskedAutoencoder(Objective):
         tokens = encoder.tokenize(view, keep=visible)
         if tokens.grid != self.grid:
             raise UserError(
-                f"The view has a token grid of {tokens.grid} and the encoder was built for {self.grid}: make the sizes equal."
+                f"The view has a token grid of {tokens.grid} and the encoder was built for {self.grid}: make the "
+                f"sizes equal."
             )
         encoded = encoder.encode(tokens)
         assert encoded.tokens is not None
@@ -174,8 +177,10 @@ class MaskedAutoencoder(Objective):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Picture]:
-        """Original, what the encoder saw (masked patches in the mean colour), and the reconstruction: each predicted patch with the original's
-        own mean and deviation, where the target is without them, and visible patches as they are."""
+        """Original, what the encoder saw (masked patches in the mean colour), and the reconstruction.
+
+        A prediction is shown with the mean and deviation of the original patch, which its target is without.
+        """
         view = batch.views[self.views[0]][:SAMPLES]
         mask, decoded, _ = self._masks({name: draws[:SAMPLES] for name, draws in batch.noise.items()})
         patches = self._patches(view)

@@ -39,12 +39,12 @@ class MaskMaker(ABC):
 
     @abstractmethod
     def __call__(self, noise: Tensor, grid: Grid) -> Mask:
-        """Make the masks of B samples from `noise`, float [B,k] in [0,1). Raises UserError where the grid does not fit."""
+        """The masks of B samples from `noise`, float [B,k] in [0,1). Raises UserError where the grid does not fit."""
 
 
 @dataclass(frozen=True)
 class RandomMask(MaskMaker):
-    """Keep int(N * (1 - ratio)) tokens anywhere (MAE, He et al. 2021, section 3; spacetime-agnostic on clips: MAE-ST)."""
+    """Keep int(N * (1 - ratio)) tokens anywhere (MAE, He et al. 2021, section 3)."""
 
     ratio: float
 
@@ -81,8 +81,8 @@ class TubeMask(MaskMaker):
 
 @dataclass(frozen=True)
 class TimeFrequencyMask(MaskMaker):
-    """Mask whole time columns and whole frequency rows of a spectrogram's grid (1, F, T): a token stays visible where both its row
-    and its column are kept, int(F * (1 - frequency_ratio)) rows and int(T * (1 - time_ratio)) columns
+    """Mask whole time columns and whole frequency rows of a spectrogram's grid (1, F, T): a token stays visible where
+    both its row and its column are kept, int(F * (1 - frequency_ratio)) rows and int(T * (1 - time_ratio)) columns
     (Audio-MAE, Huang et al. 2022, section 3, "time+frequency")."""
 
     time_ratio: float
@@ -101,9 +101,9 @@ class TimeFrequencyMask(MaskMaker):
         kept_columns = _kept(columns, self.time_ratio)
         if kept_rows * kept_columns == rows * columns:
             raise UserError(
-                f"TimeFrequencyMask({self.time_ratio}, {self.frequency_ratio}) masks nothing of {rows} x {columns} patches: raise a ratio."
+                f"TimeFrequencyMask({self.time_ratio}, {self.frequency_ratio}) masks nothing of {rows} x {columns} "
+                f"patches: raise a ratio."
             )
-        hidden = torch.ones(len(noise), rows, columns, dtype=torch.bool, device=noise.device)
         row_order, column_order = _order(noise[:, :rows]), _order(noise[:, rows:])
         row_hidden = torch.ones_like(row_order, dtype=torch.bool).scatter(1, row_order[:, :kept_rows], False)
         column_hidden = torch.ones_like(column_order, dtype=torch.bool).scatter(
@@ -115,8 +115,9 @@ class TimeFrequencyMask(MaskMaker):
 
 @dataclass(frozen=True)
 class RunningCellMask(MaskMaker):
-    """Which tokens the decoder skips: in each 2 x 2 cell, `ratio` of the tokens, the choice moving on by one at every time
-    (VideoMAE V2, Wang et al. 2023, section 3.2). One draw picks the phase. `visible` are the tokens to decode, some of which the
+    """Which tokens the decoder skips: in each 2 x 2 cell, `ratio` of the tokens, the choice moving on by one at every
+    time (VideoMAE V2, Wang et al. 2023, section 3.2). One draw picks the phase. `visible` are the tokens to decode,
+    some of which the
     encoder saw: the loss gives those weight 0."""
 
     ratio: float = 0.5
@@ -131,7 +132,8 @@ class RunningCellMask(MaskMaker):
             raise UserError(f"RunningCellMask takes a ratio of 0.25, 0.5 or 0.75, not {self.ratio}.")
         if rows % 2 or columns % 2:
             raise UserError(
-                f"RunningCellMask needs an even number of rows and columns, and the grid is {grid}: change size or patch."
+                f"RunningCellMask needs an even number of rows and columns, and the grid is {grid}: change size or "
+                f"patch."
             )
         device = noise.device
         corner = 2 * (torch.arange(rows, device=device).view(-1, 1) % 2) + torch.arange(columns, device=device) % 2
@@ -146,7 +148,7 @@ def _order(noise: Tensor) -> Tensor:
 
 
 def _partition(hidden: Tensor, visible: int) -> Mask:
-    """Split by a bool mask [B,N] that leaves exactly `visible` tokens of every sample, ascending; no host synchronisation."""
+    """Split by a bool mask [B,N] that leaves exactly `visible` tokens of every sample, in ascending order."""
     order = torch.argsort(hidden.to(torch.uint8), dim=1, stable=True)
     return Mask(visible=order[:, :visible], masked=order[:, visible:])
 
@@ -155,7 +157,8 @@ def _kept(total: int, ratio: float) -> int:
     kept = int(total * (1 - ratio))
     if not 0 < kept <= total:
         raise UserError(
-            f"A mask ratio of {ratio} leaves {kept} of {total} rows or columns: choose one in [0, 1) that leaves at least one."
+            f"A mask ratio of {ratio} leaves {kept} of {total} rows or columns: choose one in [0, 1) that leaves at "
+            f"least one."
         )
     return kept
 
@@ -163,6 +166,7 @@ def _kept(total: int, ratio: float) -> int:
 def _proper(part: int, total: int, ratio: float) -> int:
     if not 0 < part < total:
         raise UserError(
-            f"A mask ratio of {ratio} splits {total} tokens into {part} and {total - part}: choose one that leaves some of both."
+            f"A mask ratio of {ratio} splits {total} tokens into {part} and {total - part}: choose one that leaves "
+            f"some of both."
         )
     return part

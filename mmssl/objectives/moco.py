@@ -20,13 +20,16 @@ from mmssl.types import Batch, ObjectiveOutput, Picture
 
 
 class MoCo(Objective):
-    """MoCo (He et al. 2019, algorithm 1) with the head of MoCo v2 (Chen et al. 2020): queries of the first view, keys of the second.
+    """MoCo (He et al. 2019, algorithm 1) with the head of MoCo v2 (Chen et al. 2020).
 
-    The keys of a step enter the queue after it, so that no positive is among its own negatives. The teacher is an average of the
-    parameters; its batch norms keep running statistics of their own, from the keys they see.
+    Queries come from the first view, keys from the second.
 
-    Batch norm would give the game away if query and key were normalised with the same samples (He et al., section 3.3). Both run over groups
-    of `norm_group` samples, and the keys are shuffled over the batch of all processes first, in an order that follows from one draw a
+    The keys of a step enter the queue after it, so that no positive is among its own negatives. The teacher is an
+    average of the parameters; its batch norms keep running statistics of their own, from the keys they see.
+
+    Batch norm would give the game away if query and key were normalised with the same samples (He et al., section 3.3).
+    Both run over groups of `norm_group` samples, and the keys are shuffled over the batch of all processes first, in an
+    order that follows from one draw a
     sample: the same on any number of processes. Encoders without batch norm are not shuffled.
 
     Args:
@@ -34,7 +37,8 @@ class MoCo(Objective):
         queue: K, keys kept; a multiple of the global batch.
         momentum: of the teacher, a step.
         hidden, out: widths of the head, Linear-ReLU-Linear.
-        norm_group: samples over which a batch norm of the encoder normalises in training (the paper: 32, the batch of one GPU).
+        norm_group: samples over which a batch norm of the encoder normalises in training (the paper: 32, the batch of
+            one GPU).
         symmetric: each view is query and key in turn; the keys of the second view enter the queue.
     """
 
@@ -77,12 +81,14 @@ class MoCo(Objective):
         if size % global_batch:
             nearest = max(round(size / global_batch), 1) * global_batch
             raise UserError(
-                f"A queue of {size} keys is not a multiple of the {global_batch} samples of a step over all processes: set queue to {nearest}."
+                f"A queue of {size} keys is not a multiple of the {global_batch} samples of a step over all "
+                f"processes: set queue to {nearest}."
             )
         if self.shuffles and global_batch <= self.norm_group:
             raise UserError(
-                f"Batch norm over groups of {self.norm_group} samples with {global_batch} samples a step leaves queries and keys the same group, "
-                f"which gives the positive away: set norm_group to {max(global_batch // 8, 2)}, or raise the batch size."
+                f"Batch norm over groups of {self.norm_group} samples with {global_batch} samples a step leaves "
+                f"queries and keys the same group, which gives the positive away: set norm_group to "
+                f"{max(global_batch // 8, 2)}, or raise the batch size."
             )
 
     def loss(self, batch: Batch) -> ObjectiveOutput:
@@ -114,7 +120,7 @@ class MoCo(Objective):
         return keys if order is None else gather(keys)[order.argsort()[start:stop]]
 
     def _shuffled_order(self, batch: Batch) -> Tensor:
-        """int64 [world*B], a permutation of the samples of all processes that each of them derives from the same draws."""
+        """int64 [world*B], a permutation of the samples of all processes that each of them derives alike."""
         return gather(batch.noise["shuffle"][:, 0]).argsort(stable=True)
 
     @torch.no_grad()

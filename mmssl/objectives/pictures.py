@@ -28,7 +28,7 @@ def cells(front: Front, pixels: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def view_pictures(encoder: Encoder, views: dict[str, Tensor]) -> dict[str, Picture]:
-    """The first samples of a batch as the encoder gets them, one column a view; none for encoders that show no pixels."""
+    """The first samples of a batch, one column a view; nothing for encoders whose input is unknown here."""
     if isinstance(encoder, TokenEncoder):
         front = encoder.adapter.front
     elif isinstance(encoder, ConvEncoder):

@@ -18,12 +18,13 @@ def make_teacher(student: Module) -> Module:
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float, applied: Tensor) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only: buffers (BN statistics) are the teacher's own.
+    """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only; buffers are the teacher's own.
 
     Args:
-        applied: bool scalar on the device; where it is False nothing changes (and nobody waits for the device to find out).
+        applied: bool scalar on the device; where it is False nothing changes.
     """
-    slow, fast = list(teacher.parameters()), [parameter.detach() for parameter in student.parameters()]
+    slow = [parameter.detach() for parameter in teacher.parameters()]
+    fast = [parameter.detach() for parameter in student.parameters()]
     steps = torch._foreach_sub(fast, slow)
     torch._foreach_mul_(steps, (1 - momentum) * applied.to(slow[0].dtype))
     torch._foreach_add_(slow, steps)

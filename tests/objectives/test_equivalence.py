@@ -1,6 +1,6 @@
-"""Two processes with B samples each do what one process with 2B does: losses of three steps, gradients of the first one, parameters, queue and
-batch-norm statistics after the last one. Real torch DDP over gloo against the plain module; gradients are combined as the training
-step does it (loss x count summed over processes, divided by the summed count).
+"""Two processes with B samples each do what one process with 2B does: losses of three steps, gradients of the first
+one, parameters, queue and batch-norm statistics after the last one. Real torch DDP over gloo against the plain module;
+gradients are combined as the training step does it (loss x count summed over processes, divided by the summed count).
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def test_two_processes_equal_one(folder: Path, name: str) -> None:
         actual = load_file(folder / f"{number}-{rank}.safetensors")
         assert actual.keys() == expected.keys()
         for key, value in expected.items():
-            # Running statistics of grouped batch norms are means over the groups of a process, so each process has its own.
+            # Running statistics of grouped batch norms are means over the groups of one process.
             if "running_" in key and "global" not in name:
                 continue
             scale = value.abs().max().clamp(min=1e-2) if value.is_floating_point() else 1.0
@@ -163,14 +163,15 @@ def test_two_processes_equal_one(folder: Path, name: str) -> None:
 
 
 def test_the_cases_would_notice_what_they_guard_against() -> None:
-    """Losses of one process differ by far more than the tolerance when negatives, groups or the shuffle are left out."""
+    """Other groups, or no shuffle, change the loss by far more than the tolerance."""
 
     def first_loss(make: Callable[[], Objective]) -> float:
         return train(make, 0, 1)["loss 0"].item()
 
-    groups = {
-        size: first_loss(lambda: Contrastive(SmallConv(), hidden=32, out=16, norm_group=size)) for size in (2, 4, 8)
-    }
+    def grouped(size: int) -> float:
+        return first_loss(lambda: Contrastive(SmallConv(), hidden=32, out=16, norm_group=size))
+
+    groups = {size: grouped(size) for size in (2, 4, 8)}
     assert min(abs(groups[2] - groups[4]), abs(groups[4] - groups[8])) > 1e-3
 
     def unshuffled() -> Objective:

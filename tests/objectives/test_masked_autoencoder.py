@@ -79,7 +79,7 @@ def test_targets_have_zero_mean_and_unit_unbiased_variance_over_what_the_paper_s
 
 
 def test_channel_scale_is_in_units_of_unnormalised_pixels() -> None:
-    """(x - mean) / (std + 1e-6) on [0,1] pixels (VideoMAE), computed from normalised ones: on nearly flat patches the 1e-6 counts."""
+    """(x - mean) / (std + 1e-6) on [0,1] pixels (VideoMAE), from normalised ones; on flat patches the 1e-6 counts."""
     torch.manual_seed(0)
     unit = torch.tensor([0.229, 0.224, 0.225])
     plain = 0.5 + torch.rand(1, 4, 32, 3, dtype=torch.float64) * 1e-5
@@ -91,7 +91,7 @@ def test_channel_scale_is_in_units_of_unnormalised_pixels() -> None:
 
 @pytest.mark.parametrize("make", [image_objective, video_objective])
 def test_loss_does_not_see_brightness_or_contrast_of_hidden_patches(make: Any) -> None:
-    """With equal visible patches, changing brightness and contrast of each hidden one changes neither prediction nor loss."""
+    """Changing brightness and contrast of each hidden patch changes neither prediction nor loss."""
     torch.manual_seed(0)
     objective = make()
     adapter = objective.require_tokens().adapter
@@ -145,7 +145,7 @@ def test_every_trainable_parameter_gets_a_gradient() -> None:
 
 
 def test_accumulation_one_by_one_equals_one_batch() -> None:
-    """Loss x count summed over micro-batches, over the summed count: the same loss and gradients, also where counts differ."""
+    """Loss x count summed over micro-batches, over the summed count: the same, also where counts differ."""
     torch.manual_seed(0)
     objective = video_objective(decoder_mask=RunningCellMask())
     batch = a_batch(objective, media(objective, 8))

@@ -1,5 +1,5 @@
-"""Masks: exact counts for every sample, a partition of the tokens, the structure that each paper states, and nothing but the draws
-behind them. Counts are those of the papers (MAE: 49 of 196 visible; VideoMAE: 160 of 1568)."""
+"""Masks: exact counts for every sample, a partition of the tokens, the structure that each paper states, and nothing
+but the draws behind them. Counts are those of the papers (MAE: 49 of 196 visible; VideoMAE: 160 of 1568)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_time_frequency_mask_hides_whole_rows_and_columns() -> None:
 
 
 def running_cells_by_hand(times: int, rows: int, columns: int, phase: int) -> np.ndarray:
-    """VideoMAE V2 as told: a ring of four places, two of them masked, laid out row by row in each 2 x 2 cell and turned by one each time."""
+    """VideoMAE V2: a ring of four places, two masked, laid row by row into each 2 x 2 cell and turned every time."""
     ring = [True, True, False, False]
     mask = np.zeros((times, rows, columns), bool)
     for t in range(times):

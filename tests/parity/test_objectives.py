@@ -1,6 +1,7 @@
 """Objectives against independent implementations, on random weights: the loss and the gradient of every parameter.
 
-- Masked autoencoding: transformers' ViTMAEForPreTraining (given the same mask noise) and VideoMAEForPreTraining (given the same mask).
+- Masked autoencoding: transformers' ViTMAEForPreTraining (given the same mask noise) and VideoMAEForPreTraining (given
+  the same mask).
 - NT-Xent: lightly's NTXentLoss.
 - InfoNCE: float64 NumPy written from the formula.
 - MoCo over several steps: the algorithm of the paper, recomputed plainly with a growing list of keys.
@@ -20,13 +21,14 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining, ViTMAEConfig, V
 from mmssl.adapters.image import ImagePatches
 from mmssl.adapters.specs import ImageSpec, VideoSpec
 from mmssl.adapters.video import VideoTubelets
+from mmssl.encoders.base import Encoder
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.objectives.contrastive import Contrastive
 from mmssl.objectives.info_nce import info_nce
 from mmssl.objectives.masked_autoencoder import MaskedAutoencoder
 from mmssl.objectives.masks import RandomMask, RunningCellMask, TubeMask
 from mmssl.objectives.moco import MoCo
-from mmssl.types import Batch
+from mmssl.types import Batch, Encoded
 
 TOLERANCE = 1e-5
 """Of losses; of gradients, relative to the largest entry of each."""
@@ -49,7 +51,9 @@ VIDEOMAE_BLOCK = {
 }
 
 
-def block_map(ours: str, theirs: str, table: dict[str, list[str]], depth: int, kinds: list[str]) -> dict[str, list[str]]:
+def block_map(
+    ours: str, theirs: str, table: dict[str, list[str]], depth: int, kinds: list[str]
+) -> dict[str, list[str]]:
     return {
         f"{ours}.{i}.{name}.{kind}": [f"{theirs}.{i}.{part}.{kind}" for part in parts]
         for i in range(depth)
@@ -99,12 +103,13 @@ def test_mae_equals_transformers(normalise: bool) -> None:
     torch.manual_seed(0)
     config = ViTMAEConfig(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, image_size=32, patch_size=8,
-        decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=128,
-        norm_pix_loss=normalise, mask_ratio=0.75, layer_norm_eps=1e-6, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=2,
+        decoder_intermediate_size=128, norm_pix_loss=normalise, mask_ratio=0.75, layer_norm_eps=1e-6,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     theirs = ViTMAEForPreTraining(config)
-    # transformers 5.23 leaves both tables of positions of a fresh model at zero; these are its own functions that fill them.
-    theirs.vit.embeddings.patch_embeddings.projection._is_hf_initialized = False
+    # transformers 5.23 leaves both tables of positions of a fresh model at zero; its own functions fill them.
+    del theirs.vit.embeddings.patch_embeddings.projection._is_hf_initialized
     theirs.vit.embeddings.initialize_weights()
     theirs.decoder.initialize_weights(16)
     assert theirs.vit.embeddings.position_embeddings.any()
@@ -143,10 +148,10 @@ def test_mae_equals_transformers(normalise: bool) -> None:
 
 def videomae_pair() -> tuple[MaskedAutoencoder, VideoMAEForPreTraining, dict[str, list[str]]]:
     config = VideoMAEConfig(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, image_size=32, patch_size=8, num_frames=4,
-        tubelet_size=2, decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=128,
-        norm_pix_loss=True, use_mean_pooling=False, layer_norm_eps=1e-6, qkv_bias=True,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, image_size=32, patch_size=8,
+        num_frames=4, tubelet_size=2, decoder_hidden_size=32, decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=2, decoder_intermediate_size=128, norm_pix_loss=True, use_mean_pooling=False,
+        layer_norm_eps=1e-6, qv_bias=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     theirs = VideoMAEForPreTraining(config)
     theirs.decoder.norm.eps = 1e-6  # as in the authors' model; transformers has 1e-5 here
@@ -154,8 +159,8 @@ def videomae_pair() -> tuple[MaskedAutoencoder, VideoMAEForPreTraining, dict[str
     settings = ViTSettings(width=48, depth=2, heads=4, prefix=0, positions="sincos1d", qkv_bias="qv")
     ours = MaskedAutoencoder(
         ViT(VideoTubelets(VideoSpec(size=32, frames=4, patch=8, tubelet=2), 48), settings),
-        mask=TubeMask(0.75), decoder_width=32, decoder_depth=2, decoder_heads=2, decoder_bias="qv", projection_bias=False,
-        target="patch_norm_channel",
+        mask=TubeMask(0.75), decoder_width=32, decoder_depth=2, decoder_heads=2, decoder_bias="qv",
+        projection_bias=False, target="patch_norm_channel",
     )  # fmt: skip
     kinds = ["weight", "bias"]
     names = {
@@ -192,7 +197,8 @@ def test_videomae_equals_transformers() -> None:
 
 
 def test_decoder_masking_follows_the_formula_of_videomae_v2() -> None:
-    """sum(l * m) / sum(m) over decoded tokens, m = hidden from the encoder: recomputed with transformers' parts and a boolean mask."""
+    """sum(l * m) / sum(m) over decoded tokens, m = hidden from the encoder: recomputed with transformers' parts and a
+    boolean mask."""
     torch.manual_seed(0)
     ours, theirs, _ = videomae_pair()
     ours.decoder_mask = RunningCellMask(0.5)
@@ -205,7 +211,9 @@ def test_decoder_masking_follows_the_formula_of_videomae_v2() -> None:
     decoded = ~ours.decoder_mask(noise["decoder_mask"], ours.grid).boolean()
     assert decoded.sum(1).tolist() == [16] * 3
     pixels = adapter.pixels(clips)
-    visible = theirs.encoder_to_decoder(theirs.videomae(pixels.transpose(1, 2), bool_masked_pos=hidden).last_hidden_state)
+    visible = theirs.encoder_to_decoder(
+        theirs.videomae(pixels.transpose(1, 2), bool_masked_pos=hidden).last_hidden_state
+    )
     positions = theirs.position_embeddings.expand(3, -1, -1)
     sequence = [visible + positions[~hidden].view(3, -1, 32), theirs.mask_token + positions[decoded].view(3, -1, 32)]
     prediction = theirs.decoder(torch.cat(sequence, 1), 16).logits
@@ -218,7 +226,9 @@ def test_decoder_masking_follows_the_formula_of_videomae_v2() -> None:
     assert output.count.item() == weight.sum().item()
 
 
-def numpy_info_nce(anchors: np.ndarray, positives: np.ndarray, negatives: list[np.ndarray], temperature: float) -> float:
+def numpy_info_nce(
+    anchors: np.ndarray, positives: np.ndarray, negatives: list[np.ndarray], temperature: float
+) -> float:
     losses = []
     for anchor, positive, others in zip(anchors, positives, negatives, strict=True):
         logits = np.concatenate([[anchor @ positive], others @ anchor]) / temperature
@@ -236,25 +246,26 @@ def test_info_nce_equals_float64_numpy(temperature: float) -> None:
     tensors = [torch.tensor(array, dtype=torch.float32) for array in (anchors, positives, candidates)]
     actual = info_nce(*tensors, temperature=temperature, ignore=torch.tensor(ignore))
     assert actual.loss.item() == pytest.approx(expected, rel=1e-5)
-    wins = [max(others @ anchor) < anchor @ own for anchor, own, others in zip(anchors, positives, negatives, strict=True)]
+    wins = [
+        max(others @ anchor) < anchor @ own for anchor, own, others in zip(anchors, positives, negatives, strict=True)
+    ]
     assert actual.accuracy.item() == pytest.approx(np.mean(wins))
 
 
-class Vectors(nn.Module):
+class Vectors(Encoder):
     """Stands in for an encoder: the view is the pooled output."""
 
-    spec = ImageSpec()
-    width = 16
+    spec, width, pooling = ImageSpec(), 16, "mean"
 
-    def forward(self, view: Tensor) -> object:
-        return type("Encoded", (), {"pooled": view})
+    def forward(self, view: Tensor, *, hidden: bool = False) -> Encoded:
+        return Encoded(pooled=view)
 
 
 def test_simclr_equals_lightlys_nt_xent() -> None:
     lightly_loss = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.2)
     torch.manual_seed(0)
     first, second = torch.randn(6, 16, requires_grad=True), torch.randn(6, 16, requires_grad=True)
-    objective = Contrastive(Vectors(), layers=1, out=16, norm="none", temperature=0.2)  # type: ignore[arg-type]
+    objective = Contrastive(Vectors(), layers=1, out=16, norm="none", temperature=0.2)
     objective.projector = nn.Identity()
     output = objective(Batch(views={"a": first, "b": second}, index=torch.arange(6)))
     actual = torch.autograd.grad(output.loss, [first, second])
@@ -266,11 +277,18 @@ def test_simclr_equals_lightlys_nt_xent() -> None:
 
 
 def test_cola_equals_its_formula_in_numpy() -> None:
-    """Softmax cross-entropy over a^T W p of layer-normed, tanh-squashed projections, anchors to positives only, no temperature."""
+    """Softmax cross-entropy over a^T W p of layer-normed, tanh-squashed projections, anchors to positives only, no
+    temperature."""
     torch.manual_seed(0)
     first, second = torch.randn(5, 16), torch.randn(5, 16)
     objective = Contrastive(
-        Vectors(), layers=1, out=8, norm="none", similarity="bilinear", symmetric=False, temperature=1.0  # type: ignore[arg-type]
+        Vectors(),
+        layers=1,
+        out=8,
+        norm="none",
+        similarity="bilinear",
+        symmetric=False,
+        temperature=1.0,
     )
     output = objective(Batch(views={"a": first, "b": second}, index=torch.arange(5)))
     weights = {name: p.detach().double().numpy() for name, p in objective.named_parameters()}
@@ -286,8 +304,8 @@ def test_cola_equals_its_formula_in_numpy() -> None:
 
 
 def test_moco_equals_a_plain_recomputation_over_steps() -> None:
-    """He et al., algorithm 1, with Python lists for the queue and a loop for the average, over five steps of SGD: every loss, the queue,
-    its pointer, the teacher and the student; and nothing but the student's gradient moves where a step was not applied."""
+    """He et al., algorithm 1, with a Python list for the queue and a loop for the average, over five steps of SGD, one
+    of them not applied: every loss, the queue and its pointer, the teacher and the student."""
     torch.manual_seed(0)
     encoder = ViT(ImagePatches(ImageSpec(size=16, patch=8), 16), ViTSettings(width=16, depth=1, heads=2))
     objective = MoCo(encoder, queue=8, momentum=0.9, temperature=0.2, hidden=16, out=4)
