@@ -1,4 +1,4 @@
-"""From video file to clip: one decode for 1, 2 and 4 clips, beside VideoMAE's way (a decord reader a clip, PIL a frame).
+"""From video file to clip: one decode for 1, 2 and 4 clips, beside VideoMAE's way (a reader a clip, PIL a frame).
 
 The file is a real clip of the samples, enlarged to 340 x 256 and repeated to 10 s at 30 frames/s, h264 with a key frame
 every 250 frames. Clips are 16 frames, stride 4, multi-scale crops at 224.
