@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,11 @@ class Index:
             pa.parquet.write_table(self.table.replace_schema_metadata(about), part, compression="zstd")
             os.replace(part, file)
         except OSError as error:
-            part.unlink(missing_ok=True)
-            raise UserError(f"The index cannot be written to {file} ({error.strerror}): give another place.") from error
+            with suppress(OSError):
+                part.unlink()
+            raise UserError(
+                f"The index cannot be written to {file} ({error.strerror or error}): give another place."
+            ) from error
 
     @classmethod
     def load(cls, file: Path) -> Index:

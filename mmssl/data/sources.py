@@ -21,7 +21,7 @@ from mmssl.errors import UserError
 
 SHOWN = 5
 """Bad files that an error names."""
-HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<split>\w+))?")
+HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<split>\w+))?")
 
 
 class Source(ABC):

@@ -20,6 +20,7 @@ from typing import Any
 
 import mmssl
 from mmssl.data.media import Record
+from mmssl.errors import UserError
 
 VERSION = 1
 """Of the verdicts: raised when probe.py judges differently, so that the cache is not believed any more."""
@@ -42,12 +43,20 @@ class Verdicts:
     """Facts by file, kept over runs: SQLite, which bears several runs at once and a kill at any moment.
 
     A file is the same while path, member, size and modification time are. A time-out counts for limits up to its own.
+    Raises UserError where the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(folder / "verified.sqlite", timeout=60)
-        self._database.execute("create table if not exists verdicts (file text primary key, facts text)")
+        file = folder / "verified.sqlite"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(file, timeout=60)
+            self._database.execute("create table if not exists verdicts (file text primary key, facts text)")
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"{file}, where verified files are remembered, cannot be used ({error}): remove it if it is damaged, "
+                "or name another folder in the environment variable MMSSL_CACHE."
+            ) from error
         self._committed = time.monotonic()
 
     def get(self, root: Path, record: Record, limit: float) -> dict[str, Any] | None:

@@ -380,6 +380,14 @@ def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
         open_source(tmp_path / "nowhere", "image")
     with pytest.raises(UserError, match="Unknown kind"):
         open_source(tmp_path, "text")
+    with pytest.raises(UserError, match=r"verified\.sqlite, where .* cannot be used .*MMSSL_CACHE"):
+        open_source(tmp_path, "image", cache=tmp_path / "a.txt" / "cache")
+    (tmp_path / "cache" / "verified.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match=r"verified\.sqlite, where .* cannot be used .*not a database"):
+        open_source(tmp_path, "image", cache=tmp_path / "cache")
+    index = Index.from_records(tmp_path, [])
+    with pytest.raises(UserError, match=r"The index cannot be written to .*a\.txt/i\.parquet"):
+        index.save(tmp_path / "a.txt" / "i.parquet")
 
 
 def _write_parquet(root: Path, about: bool) -> None:
