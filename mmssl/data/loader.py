@@ -152,10 +152,11 @@ def make_loader(
     """
     if dataset.views.per_file != plan.per_file:
         raise ValueError(f"the views cut {dataset.views.per_file} samples a file and the plan counts {plan.per_file}")
-    if plan.files_per_step % (world * accumulate):
+    parts = world * accumulate
+    if plan.files_per_step % parts:
         raise UserError(
-            f"A batch of {plan.batch_size} samples ({plan.files_per_step} files) does not divide over {world} processes "
-            f"x {accumulate} micro-batches: set --batch-size to a multiple of {plan.per_file * world * accumulate}."
+            f"A batch of {plan.batch_size} samples ({plan.files_per_step} files) does not divide over {world} "
+            f"processes with {accumulate} micro-batches each: set --batch-size to a multiple of {plan.per_file * parts}."
         )
     dataset = replace(dataset, rows=plan.rows)
     order = _Order(plan, start_step, stop_step, rank, world, accumulate)
@@ -247,7 +248,8 @@ def _batches(
             sentence = _trouble(processes, reading, dataset.source, timeout)
             if sentence is not None:
                 for process in processes:
-                    process.kill()
+                    process.kill()  # a hanging one would not heed a gentler request
+                    process.join(POLL)
                 raise UserError(sentence) from None
             if not str(error).startswith("DataLoader timed out"):
                 raise

@@ -112,10 +112,14 @@ def crop_and_resize(media: Tensor, box: Box, size: int, interpolation: str, flip
 
 
 def centre_crop(media: Tensor, size: int, interpolation: str) -> Tensor:
-    """uint8 [...,3,H,W] -> uint8 [...,3,size,size]: short side to `size`, centre square; the steps that a Hugging Face
-    image processor takes with size={'shortest_edge': size} and a centre crop."""
+    """uint8 [...,3,H,W] -> uint8 [...,3,size,size]: short side to `size`, centre square.
+
+    The very pixels of a Hugging Face image processor with size={'shortest_edge': size} and a centre crop; it rounds the
+    corner down, where torchvision's center_crop rounds to even.
+    """
     out = F.resize(media, [size], interpolation=InterpolationMode(interpolation), antialias=True)
-    return F.center_crop(out, [size, size]).contiguous()
+    top, left = (out.shape[-2] - size) // 2, (out.shape[-1] - size) // 2
+    return out[..., top : top + size, left : left + size].contiguous()
 
 
 # ------------------------------------------------------------------------------------------------------------ images
@@ -166,6 +170,7 @@ class ImageCentre(Views):
 # ------------------------------------------------------------------------------------------------------------- video
 
 Short = Literal["repeat_last", "loop", "skip"]
+Crop = Literal["multiscale", "random_resized"]
 
 
 def clip_span(frames: int, stride: float) -> int:
@@ -210,7 +215,7 @@ class VideoViews(Views):
     rate."""
     names: tuple[str, ...] = ("clip",)
     per_file: int = 1
-    crop: Literal["multiscale", "random_resized"] = "multiscale"
+    crop: Crop = "multiscale"
     scale: tuple[float, float] = (0.5, 1.0)
     """Share of the area, for random_resized (MAE-ST's value)."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

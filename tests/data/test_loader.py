@@ -1,0 +1,349 @@
+"""Claims: batches are the same for any number of workers, processes, micro-batches and restarts; unreadable files are
+replaced from the plan's rows, reported, and bounded; a worker that dies or hangs ends in one sentence that names the
+file and what to do, soon; starting the loader leaves the generator of dropout alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmssl.data.loader import TRIES, MediaDataset, make_loader
+from mmssl.data.media import Media
+from mmssl.data.plan import Draw, Plan
+from mmssl.data.sources import Source, open_source
+from mmssl.data.views import AudioViews, ImageViews, Sample, Views
+from mmssl.errors import UserError
+from mmssl.types import Batch
+from tests.media import make_audio, make_image_tree
+
+NOISE = {"mask": 5, "photometric/a": 13}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """16 pictures for training (rows 6 to 21, two classes) and 6 for testing."""
+    root = tmp_path_factory.mktemp("pictures")
+    make_image_tree(root / "data", each=8, size=24)
+    return open_source(root / "data", "image", out=root, workers=1, cache=root / "cache")
+
+
+def dataset(source: Source, views: Views | None = None, seed: int = 3) -> MediaDataset:
+    return MediaDataset(source, views or ImageViews(16, names=("a", "b")), seed, NOISE)
+
+
+def plan(source: Source, batch_size: int = 4, per_file: int = 1) -> Plan:
+    return Plan(source.rows("train"), batch_size, seed=3, per_file=per_file)
+
+
+def tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    parts = {"views": batch.views, "noise": batch.noise, "targets": batch.targets, "lengths": batch.lengths}
+    named = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+    return {"index": batch.index, **named}
+
+
+def joined(batches: list[Batch]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([tensors(batch)[name] for batch in batches]) for name in tensors(batches[0])}
+
+
+def assert_equal(one: list[Batch], other: list[Batch]) -> None:
+    a, b = joined(one), joined(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+# ---------------------------------------------------------------- contents
+
+
+def test_a_batch_is_typed_labelled_and_in_plan_order(source: Source) -> None:
+    order = plan(source)
+    batches = list(make_loader(dataset(source), order, start_step=0, stop_step=6))
+    assert len(batches) == 6
+    for step, batch in enumerate(batches):
+        assert batch.index.tolist() == [draw.row for draw in order.draws(step)]
+        views = {name: (view.dtype, tuple(view.shape)) for name, view in batch.views.items()}
+        assert views == dict.fromkeys(("a", "b"), (torch.uint8, (4, 3, 16, 16)))
+        classes = [["cat", "dog"].index(source.label(row) or "") for row in batch.index.tolist()]
+        assert batch.targets["class"].dtype == torch.int64
+        assert batch.targets["class"].tolist() == classes
+        shapes = {name: tuple(noise.shape) for name, noise in batch.noise.items()}
+        assert shapes == {"mask": (4, 5), "photometric/a": (4, 13)}
+        assert all(
+            noise.dtype == torch.float32 and 0 <= noise.min() < noise.max() < 1 for noise in batch.noise.values()
+        )
+        assert batch.skipped == ()
+
+
+def test_noise_does_not_depend_on_the_order_it_is_listed_in(source: Source) -> None:
+    one, other = (
+        MediaDataset(source, ImageViews(16), 3, dict(items)) for items in (NOISE.items(), reversed(NOISE.items()))
+    )
+    draw = Draw(0, int(source.rows("train")[0]))
+    for name in NOISE:
+        assert torch.equal(one[draw].noise[0][name], other[draw].noise[0][name])
+
+
+def test_samples_differ_by_seed_epoch_and_row(source: Source) -> None:
+    rows = source.rows("train")
+    draws = {(seed, epoch, int(row)) for seed in (0, 1) for epoch in (0, 1) for row in rows[:3]}
+    noise = {
+        dataset(source, seed=seed)[Draw(epoch, row)].noise[0]["mask"].numpy().tobytes() for seed, epoch, row in draws
+    }
+    assert len(noise) == len(draws)
+
+
+def test_files_without_labels_are_class_minus_one(tmp_path: Path) -> None:
+    make_image_tree(tmp_path / "data", classes=("cat",), each=2, size=24)
+    mixed = open_source(tmp_path / "data", "image", out=tmp_path, workers=1, cache=tmp_path / "cache")
+
+    class Half(type(mixed)):  # type: ignore[misc]
+        def label(self, row: int) -> str | None:
+            return None if row % 2 else "cat"
+
+    mixed.__class__ = Half
+    batch = dataset(mixed).batch([Draw(0, row) for row in range(3)])
+    assert batch.targets["class"].tolist() == [0, -1, 0]
+
+
+def test_lengths_of_padded_views_reach_the_batch(tmp_path: Path) -> None:
+    for name, seconds in (("short", 0.1), ("long", 0.5)):
+        make_audio(tmp_path / "data" / f"{name}.wav", seconds)
+    sounds = open_source(tmp_path / "data", "audio", out=tmp_path, workers=1, cache=tmp_path / "cache")
+    (batch,) = make_loader(
+        MediaDataset(sounds, AudioViews(16000, 4000, names=("a", "b")), 0),
+        Plan(sounds.rows(), 2, seed=0),
+        start_step=0,
+        stop_step=1,
+    )
+    expected = [{"short.wav": 1600, "long.wav": 4000}[sounds.id(row)] for row in batch.index.tolist()]
+    assert batch.lengths["a"].tolist() == expected == batch.lengths["b"].tolist()
+    assert batch.views["a"].shape == (2, 4000)
+    assert "class" not in batch.targets
+
+
+# ---------------------------------------------------------------- equivalence
+
+
+@pytest.mark.parametrize("per_file", [1, 2])
+def test_workers_processes_micro_batches_and_restarts_change_nothing(source: Source, per_file: int) -> None:
+    """Seven steps of eight samples, over an epoch's end."""
+    data = dataset(source, ImageViews(16, names=("a", "b"), per_file=per_file))
+    order = plan(source, 8, per_file)
+    alone = list(make_loader(data, order, start_step=0, stop_step=7))
+    assert_equal(alone, list(make_loader(data, order, start_step=0, stop_step=7, workers=2)))
+    assert_equal(alone, list(make_loader(data, order, start_step=0, stop_step=7, accumulate=2)))
+    ranks = [make_loader(data, order, start_step=0, stop_step=7, rank=rank, world=2, workers=rank) for rank in range(2)]
+    assert_equal(alone, [batch for step in zip(*ranks, strict=True) for batch in step])
+    again = make_loader(data, order, start_step=3, stop_step=7, workers=1)
+    assert_equal(alone[3:], list(again))
+
+
+def test_micro_batches_of_a_step_lie_in_order_within_a_process(source: Source) -> None:
+    order = plan(source, 8)
+    batches = list(make_loader(dataset(source), order, start_step=1, stop_step=2, rank=1, world=2, accumulate=2))
+    assert [batch.index.tolist() for batch in batches] == [
+        [draw.row for draw in order.draws(1)[4:6]],
+        [draw.row for draw in order.draws(1)[6:8]],
+    ]
+
+
+def test_the_generator_of_dropout_is_left_alone(source: Source) -> None:
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        loader = make_loader(dataset(source), plan(source), start_step=0, stop_step=2, workers=workers)
+        assert len(list(loader)) == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_leaving_early_ends_the_workers(source: Source) -> None:
+    before = set(multiprocessing.active_children())
+    loader = make_loader(dataset(source), plan(source), start_step=0, stop_step=4, workers=2)
+    next(loader)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    loader.close()  # type: ignore[attr-defined]
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_what_does_not_divide_is_refused_at_once(source: Source) -> None:
+    with pytest.raises(UserError, match="multiple of 6"):
+        make_loader(dataset(source), plan(source, 4), start_step=0, stop_step=1, world=2, accumulate=3)
+    with pytest.raises(ValueError, match="2 samples a file"):
+        make_loader(dataset(source, ImageViews(8, per_file=2)), plan(source, 4), start_step=0, stop_step=1)
+
+
+def test_a_batch_can_be_pinned(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's pinning thread calls Batch.pin_memory; every tensor must go through it, and nothing else change."""
+    (batch,) = make_loader(dataset(source), plan(source), start_step=0, stop_step=1)
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    other = pin_memory(batch)
+    assert isinstance(other, Batch)
+    assert_equal([batch], [other])
+    assert len(pinned) == len(tensors(batch))
+
+
+# ---------------------------------------------------------------- faults
+
+
+@dataclass(frozen=True)
+class Faulty(Views):
+    """Pictures, with something wrong on reading the files of some ids."""
+
+    bad: frozenset[str]
+    fault: str
+    names: tuple[str, ...] = ("a", "b")
+    per_file: int = 1
+
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        if media.name in self.bad:
+            if self.fault == "raise":
+                raise OSError(f"{media.name}: device lost")
+            if self.fault == "hang":  # in native code, holding the interpreter's lock, as decord does
+                re.match("(a+)+$", "a" * 60 + "b")
+            if self.fault == "bug":
+                raise TypeError("views are wrong")
+            os.kill(os.getpid(), getattr(signal, self.fault))
+        return ImageViews(16, names=self.names)(media, rng)
+
+    def centre(self) -> Views:
+        return self
+
+
+def ids(source: Source, rows: Any) -> frozenset[str]:
+    return frozenset(source.id(int(row)) for row in rows)
+
+
+def test_an_unreadable_file_is_replaced_from_the_plans_rows_and_reported(source: Source) -> None:
+    train = source.rows("train")
+    bad = train[:6]
+    views = Faulty(ids(source, bad), "raise")
+    runs = [
+        list(make_loader(dataset(source, views), plan(source), start_step=0, stop_step=8, workers=workers))
+        for workers in (0, 1)
+    ]
+    assert_equal(*runs)
+    skipped = [skip for batch in runs[0] for skip in batch.skipped]
+    assert skipped == [skip for batch in runs[1] for skip in batch.skipped]
+    used = torch.cat([batch.index for batch in runs[0]]).tolist()
+    assert set(used) <= set(train.tolist()) - set(bad.tolist())
+    assert {row for row, _ in skipped} == set(bad.tolist())
+    assert len(skipped) >= 12  # two epochs of six
+    assert skipped[0][1] == f"{source.id(skipped[0][0])}: device lost"
+    for batch in runs[0]:  # content and label belong to the row that was read
+        labels = [source.label(row) for row in batch.index.tolist()]
+        assert batch.targets["class"].tolist() == [["cat", "dog"].index(label or "") for label in labels]
+
+
+def test_a_file_truncated_after_indexing_is_replaced(tmp_path: Path) -> None:
+    make_image_tree(tmp_path / "data", each=4, size=24)
+    files = open_source(tmp_path / "data", "image", out=tmp_path, workers=1, cache=tmp_path / "cache")
+    victim = int(files.rows("train")[2])
+    path = tmp_path / "data" / files.id(victim)
+    path.write_bytes(path.read_bytes()[:100])
+    order = Plan(files.rows("train"), 8, seed=0)
+    (batch,) = make_loader(dataset(files), order, start_step=0, stop_step=1)
+    ((row, reason),) = batch.skipped
+    assert row == victim
+    assert files.id(victim) in reason
+    assert victim not in batch.index.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_without_one_readable_file_ends_in_a_sentence(source: Source, workers: int) -> None:
+    views = Faulty(ids(source, source.rows()), "raise")
+    loader = make_loader(dataset(source, views), plan(source), start_step=0, stop_step=1, workers=workers)
+    with pytest.raises(UserError) as error:
+        next(loader)
+    first = source.id(plan(source).draws(0)[0].row)
+    assert f"{TRIES} file(s)" in str(error.value)
+    assert f"{first} ({first}: device lost)" in str(error.value)
+    assert "mmssl index" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_rows_nothing_is_replaced(source: Source) -> None:
+    row = int(source.rows("train")[0])
+    with pytest.raises(UserError, match=r"1 file\(s\)"):
+        dataset(source, Faulty(ids(source, [row]), "raise"))[Draw(0, row)]
+
+
+def test_a_mistake_in_views_is_no_bad_file(source: Source) -> None:
+    views = Faulty(ids(source, source.rows()), "bug")
+    with pytest.raises(TypeError, match="views are wrong"):
+        next(make_loader(dataset(source, views), plan(source), start_step=0, stop_step=1, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("fault", "remedy"), [("SIGKILL", "fewer --workers"), ("SIGBUS", "/dev/shm"), ("SIGSEGV", "out of the data")]
+)
+def test_a_dying_worker_ends_in_one_sentence(source: Source, fault: str, remedy: str) -> None:
+    victim = plan(source).draws(2)[1].row
+    views = Faulty(ids(source, [victim]), fault)
+    loader = make_loader(dataset(source, views), plan(source), start_step=0, stop_step=4, workers=2)
+    sentence, seconds = failure(loader)
+    assert source.id(victim) in sentence
+    assert fault in sentence
+    assert remedy in sentence
+    assert seconds < 60
+
+
+def test_a_hanging_decoder_ends_in_one_sentence(source: Source) -> None:
+    victim = plan(source).draws(1)[0].row
+    views = Faulty(ids(source, [victim]), "hang")
+    loader = make_loader(dataset(source, views), plan(source), start_step=0, stop_step=4, workers=1, timeout=1.0)
+    before = set(multiprocessing.active_children())
+    sentence, seconds = failure(loader)
+    assert source.id(victim) in sentence
+    assert "mmssl index" in sentence
+    assert "more time than 1 s" in sentence
+    assert seconds < 60
+    assert set(multiprocessing.active_children()) <= before
+
+
+def failure(loader: Iterator[Batch]) -> tuple[str, float]:
+    """The sentence that the loader ends with, and seconds from the last batch to it."""
+    since = time.monotonic()
+
+    def drain() -> None:
+        nonlocal since
+        for _ in loader:
+            since = time.monotonic()
+
+    with pytest.raises(UserError) as error:
+        drain()
+    assert "\n" not in str(error.value)
+    return str(error.value), time.monotonic() - since
+
+
+@dataclass(frozen=True)
+class Slow(ImageViews):
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        time.sleep(0.9)
+        return super().__call__(media, rng)
+
+
+def test_a_slow_batch_is_no_hang(source: Source) -> None:
+    """The limit is for one file: eight of 0.9 s take longer than it together, and than one look at the workers."""
+    slow = dataset(source, Slow(16, names=("a", "b")))
+    batches = list(make_loader(slow, plan(source, 8), start_step=0, stop_step=1, workers=1, timeout=6.5))
+    fast = replace(slow, views=ImageViews(16, names=("a", "b")))
+    assert_equal(batches, list(make_loader(fast, plan(source, 8), start_step=0, stop_step=1)))
