@@ -40,7 +40,9 @@ class GroupedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [B,C] or [B,C,H,W]. Raises UserError where B is no multiple of the group."""
         if not self.training:
-            return super().forward(input)
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            return self._normalise(input, self.running_mean, self.running_var)
         if self.group is None and world_size() > 1:
             return self._global(input)
         return self._grouped(input, self.group or len(input))
@@ -60,11 +62,16 @@ class GroupedBatchNorm(_BatchNorm):
         for part in x.split(group):
             # With momentum 1 these receive the statistics of this group, the variance unbiased.
             mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
-            parts.append(nn.functional.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
+            parts.append(self._normalise(part, mean, variance))
             means.append(mean)
             variances.append(variance)
         self._move(torch.stack(means).mean(0), torch.stack(variances).mean(0))
         return torch.cat(parts)
+
+    def _normalise(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        # FSDP hands out bf16 weights and leaves statistics in fp32; batch_norm wants the two alike.
+        weight, bias = (None if factor is None else factor.to(mean.dtype) for factor in (self.weight, self.bias))
+        return nn.functional.batch_norm(x, mean, variance, weight, bias, self.training, 1.0, self.eps)
 
     def _global(self, x: Tensor) -> Tensor:
         """Statistics over the equally large batches of all processes; gradients flow through them, across processes."""

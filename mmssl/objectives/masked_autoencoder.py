@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.adapters.base import Pixels
-from mmssl.encoders.base import TokenEncoder
+from mmssl.encoders.base import Encoder
 from mmssl.encoders.vit import Bias, Block, fixed_positions, initialise
 from mmssl.errors import UserError
 from mmssl.objectives.base import Objective
@@ -81,7 +81,7 @@ class MaskedAutoencoder(Objective):
 
     def __init__(
         self,
-        encoder: TokenEncoder,
+        encoder: Encoder,
         *,
         mask: MaskMaker,
         decoder_width: int = 512,

@@ -229,7 +229,7 @@ def test_pictures_show_original_masked_and_reconstruction(make: Any) -> None:
 
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(UserError, match="choose a ViT"):
-        MaskedAutoencoder(ConvEncoder(ImagePixels(ImageSpec(size=32))), mask=RandomMask(0.75))  # type: ignore[arg-type]
+        MaskedAutoencoder(ConvEncoder(ImagePixels(ImageSpec(size=32))), mask=RandomMask(0.75))
     overlapping = ViT(
         SpectrogramPatches(AudioSpec(mels=32, frames=64, patch=8, stride=4), 32),
         ViTSettings(width=32, depth=1, heads=4),
