@@ -156,7 +156,7 @@ def make_loader(
     if plan.files_per_step % parts:
         raise UserError(
             f"A batch of {plan.batch_size} samples ({plan.files_per_step} files) does not divide over {world} "
-            f"processes with {accumulate} micro-batches each: set --batch-size to a multiple of {plan.per_file * parts}."
+            f"processes and {accumulate} micro-batches: set --batch-size to a multiple of {plan.per_file * parts}."
         )
     dataset = replace(dataset, rows=plan.rows)
     order = _Order(plan, start_step, stop_step, rank, world, accumulate)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import tyro
 
@@ -37,11 +37,12 @@ class Parts:
     """Batched augmentation on the device, applied in order."""
 
 
-class DeviceView:
+class DeviceView(Protocol):
     """A pure function of (batch views, batch noise); declares the draws a sample that it needs in `noise`."""
 
     noise: dict[str, int]
-    __call__: Callable[[Batch], Batch]
+
+    def __call__(self, batch: Batch) -> Batch: ...
 
 
 def recipe_folder() -> Path:
