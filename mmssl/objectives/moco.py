@@ -84,12 +84,6 @@ class MoCo(Objective):
                 f"A queue of {size} keys is not a multiple of the {global_batch} samples of a step over all "
                 f"processes: set queue to {nearest}."
             )
-        if self.shuffles and global_batch <= self.norm_group:
-            raise UserError(
-                f"Batch norm over groups of {self.norm_group} samples with {global_batch} samples a step leaves "
-                f"queries and keys the same group, which gives the positive away: set norm_group to "
-                f"{max(global_batch // 8, 2)}, or raise the batch size."
-            )
 
     def loss(self, batch: Batch) -> ObjectiveOutput:
         first, second = (batch.views[name] for name in self.views)
@@ -121,7 +115,14 @@ class MoCo(Objective):
 
     def _shuffled_order(self, batch: Batch) -> Tensor:
         """int64 [world*B], a permutation of the samples of all processes that each of them derives alike."""
-        return gather(batch.noise["shuffle"][:, 0]).argsort(stable=True)
+        draws = gather(batch.noise["shuffle"][:, 0])
+        if len(draws) <= self.norm_group:
+            raise UserError(
+                f"Batch norm over groups of {self.norm_group} samples with {len(draws)} samples at once leaves queries and "
+                f"keys the same group, which gives the positive away: set norm_group to {max(len(draws) // 8, 2)}, or "
+                f"raise the batch size."
+            )
+        return draws.argsort(stable=True)
 
     @torch.no_grad()
     def after_step(self, step: int, total: int, applied: Tensor) -> None:
