@@ -118,7 +118,8 @@ class MoCo(Objective):
         draws = gather(batch.noise["shuffle"][:, 0])
         if len(draws) <= self.norm_group:
             raise UserError(
-                f"Batch norm over groups of {self.norm_group} samples with {len(draws)} samples at once leaves queries and "
+                f"Batch norm over groups of {self.norm_group} samples with {len(draws)} samples at once leaves "
+                f"queries and "
                 f"keys the same group, which gives the positive away: set norm_group to {max(len(draws) // 8, 2)}, or "
                 f"raise the batch size."
             )
