@@ -76,7 +76,7 @@ class Checkpoints:
         average_batch_norm(model, self.accelerator.num_processes)
         files = {
             "model": get_model_state_dict(model, options=WHOLE),
-            "optimizer": flatten(get_optimizer_state_dict(model, optimizer, options=WHOLE)["state"]),
+            "optimizer": flatten(get_optimizer_state_dict(model, optimizer, options=WHOLE).get("state", {})),
             "random": gathered_random_state(self.accelerator),
         }
         if scale is not None:

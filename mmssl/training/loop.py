@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -22,6 +23,7 @@ from mmssl.encoders.vit import Block
 from mmssl.errors import UserError
 from mmssl.objectives.base import Objective
 from mmssl.training.checkpoint import Checkpoints, Saved, agree
+from mmssl.training.dry_run import dry_run
 from mmssl.training.finish import finish
 from mmssl.training.interrupt import Interrupt
 from mmssl.training.log import JsonLines, Value
@@ -30,7 +32,7 @@ from mmssl.training.progress import Display
 from mmssl.training.recipe import Parts
 from mmssl.training.schedule import warmup_cosine
 from mmssl.training.settings import Settings
-from mmssl.training.start import make_accelerator, open_out
+from mmssl.training.start import check_out, make_accelerator, write_recipe
 from mmssl.training.step import LossScale, StepOutput, reduced, train_step, wide
 from mmssl.training.watch import Watch
 from mmssl.types import Batch
@@ -49,19 +51,12 @@ def train(settings: S, build: Callable[[S], Parts], *, recipe: str, command: str
     """
     accelerator = make_accelerator(settings)
     settings.check(accelerator.num_processes)
-    problem: UserError | None = None
-    if accelerator.is_main_process and not settings.dry_run:
-        try:
-            open_out(settings, recipe, command, accelerator)
-        except UserError as error:
-            problem = error
-    agree(accelerator, problem, f"{settings.out} was refused by the main process, which says why.")
+    on_main(accelerator, lambda: None if settings.dry_run else check_out(settings, recipe))
     run = Run(settings, build, accelerator)
     if settings.dry_run:
-        from mmssl.training.dry_run import dry_run
-
         dry_run(run, recipe)
         return
+    on_main(accelerator, lambda: write_recipe(settings, recipe, command, accelerator))
     finished = run.train()
     if not finished:
         if accelerator.is_main_process:
@@ -69,6 +64,17 @@ def train(settings: S, build: Callable[[S], Parts], *, recipe: str, command: str
         accelerator.end_training()
         sys.exit(130)
     accelerator.end_training()
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Do something on the main process only; where it cannot be done, every process raises UserError."""
+    problem: UserError | None = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except UserError as error:
+            problem = error
+    agree(accelerator, problem, "The main process stopped, and says why.")
 
 
 class Run:
@@ -94,10 +100,11 @@ class Run:
         self.rows = rows if len(rows) else self.source.rows(None)
         self.plan = Plan(self.rows, settings.batch_size, settings.seed, parts.views.per_file)
         self.total = settings.steps or max(1, round(settings.epochs * self.plan.steps_per_epoch))
-        self.dataset = MediaDataset(self.source, parts.views, settings.seed, needed_noise(parts))
+        self.dataset = MediaDataset(self.source, parts.views, settings.seed, needed_noise(parts), self.rows)
         self.model, self.optimizer = self.prepare(parts.objective)
         self.scale = None if accelerator.scaler is None else LossScale(accelerator.scaler, accelerator.device)
         self.step = 0
+        self.waited = 0.0
         self.counts: dict[str, float] = {"files": 0, "skipped_files": 0, "skipped_steps": 0, "bad_in_a_row": 0}
 
     def prepare(self, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -107,7 +114,10 @@ class Run:
                 if isinstance(block, Block):
                     block.compile()
         optimizer = build_optimizer(objective, self.settings)
-        model, wrapped = self.accelerator.prepare(objective, optimizer)
+        with warnings.catch_warnings():
+            # Its successor in DDP cannot be reached through Accelerate yet.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            model, wrapped = self.accelerator.prepare(objective, optimizer)
         inner = cast(torch.optim.Optimizer, wrapped.optimizer)  # the step function needs no wrapper around step()
         prime(inner)
         return model, inner

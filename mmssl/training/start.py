@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import platform
@@ -66,38 +67,42 @@ def make_accelerator(settings: Settings) -> Accelerator:
     return accelerator
 
 
-def open_out(settings: Settings, recipe: str, command: str, accelerator: Accelerator) -> None:
-    """Make OUT, refuse it where it holds another run, and write recipe.json. For the main process.
+def check_out(settings: Settings, recipe: str) -> None:
+    """Make OUT, and refuse it where it holds another run. For the main process.
 
     Raises UserError naming what differs, or why OUT cannot be written.
     """
-    new = as_json(settings)
     file = settings.out / "recipe.json"
     if file.exists():
         try:
             old = json.loads(file.read_text(encoding="utf-8"))
-            name, before = old["recipe"], old["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            name, before = old["recipe"], flat(old["settings"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} cannot be read ({error!r}): choose another --out, or remove it.") from error
         if name != recipe:
             raise UserError(f"{settings.out} holds a run of {name}, and this is {recipe}: choose another --out.")
-        for option, value in flat(new).items():
-            was = flat(before).get(option)
-            if option.split(".")[0] not in FREE and was != value:
+        for option, value in flat(as_json(settings)).items():
+            if option.split(".")[0] not in FREE and before.get(option) != value:
                 raise UserError(
-                    f"{settings.out} holds a run of {recipe} with --{option.replace('_', '-')} {was}, and this command says "
-                    f"{value}: give the same value to go on with it, or choose another --out."
+                    f"{settings.out} holds a run of {recipe} with --{option.replace('_', '-')} {before.get(option)}, and "
+                    f"this command says {value}: give the same value to go on with it, or choose another --out."
                 )
     with writing(settings.out):
         settings.out.mkdir(parents=True, exist_ok=True)
-    content = {"recipe": recipe, "command": command, "settings": new, "versions": versions(accelerator)}
-    write_json(file, content)
+        if not os.access(settings.out, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def write_recipe(settings: Settings, recipe: str, command: str, accelerator: Accelerator) -> None:
+    """From here on OUT holds this run. For the main process, once everything was checked that can be."""
+    content = {"recipe": recipe, "command": command, "settings": as_json(settings), "versions": versions(accelerator)}
+    write_json(settings.out / "recipe.json", content)
 
 
 def as_json(settings: Settings) -> dict[str, Any]:
     """Settings as JSON gives them back; a local data folder by its full path, since the command may come from elsewhere."""
     content = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
-    if Path(settings.data).exists():
+    if os.path.exists(settings.data):  # unlike Path.exists, False where a folder above may not be read
         content["data"] = str(Path(settings.data).resolve())
     return content
 

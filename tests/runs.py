@@ -1,0 +1,131 @@
+"""Small runs of real recipes on small real files, for tests of training, recipes and faults."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmssl import cli
+from tests.media import make_audio, make_image, make_video
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+VIT = ["--encoder.width", "32", "--encoder.depth", "2", "--encoder.heads", "2", "--encoder.drop-path", "0.2"]
+DECODER = ["--decoder.width", "32", "--decoder.depth", "1", "--decoder.heads", "2"]
+PICTURES = ["--input.size", "32", "--input.patch", "8"]
+CLIPS = ["--input.size", "32", "--input.patch", "8", "--input.frames", "4", "--input.stride", "2"]
+SOUNDS = ["--input.mels", "32", "--input.frames", "32", "--input.patch", "8", "--input.stride", "8"]
+TINY = {
+    "image/mae": [*PICTURES, *VIT, *DECODER],
+    "image/simclr": [*PICTURES, *VIT, "--encoder.arch", "vit", "--hidden", "32", "--out-width", "16"],
+    "image/moco_v2": [
+        *("--input.size", "32", "--encoder.arch", "resnet18", "--encoder.stem", "cifar", "--hidden", "32"),
+        *("--out-width", "16", "--queue", "32", "--norm-group", "2"),
+    ],
+    "video/videomae": [*CLIPS, *VIT, *DECODER, "--mask-ratio", "0.75", "--clips", "2"],
+    "video/simclr": [*CLIPS, *VIT, "--hidden", "32", "--out-width", "16"],
+    "audio/mae": [*SOUNDS, *VIT, *DECODER],
+    "audio/contrastive": [*SOUNDS, *VIT, "--out-width", "16"],
+}
+"""Options that make a recipe small enough for a test, at learning rates that show."""
+
+
+def make_media(folder: Path, modality: str, files: int = 12) -> Path:
+    """A folder with two classes of files of one modality."""
+    for number in range(files):
+        place = folder / f"class{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        if modality == "image":
+            make_image(place / f"{number}.png", seed=number)
+        elif modality == "video":
+            make_video(place / f"{number}.mp4", frames=12, height=48, width=64, seed=number)
+        else:
+            make_audio(place / f"{number}.wav", seconds=0.8, hertz=200.0 + 40 * number, seed=number)
+    return folder
+
+
+def options(recipe: str, data: Path, out: Path, *more: str) -> list[str]:
+    """The command line of a tiny run: 6 steps of 8 samples; `more` comes last and wins."""
+    given = [recipe, "--data", str(data), "--out", str(out), *TINY[recipe], "--base-lr", "0.05", "--batch-size", "8"]
+    given += ["--steps", "6", "--warmup", "0.3", "--workers", "0", "--log-every", "1", "--probe-every", "0"]
+    names = [option for option in more if option.startswith("--")]
+    kept: list[str] = []
+    for position, option in enumerate(given):
+        if option not in names and (position == 0 or given[position - 1] not in names):
+            kept.append(option)
+    return ["pretrain", *kept, *more]
+
+
+def pretrain(recipe: str, data: Path, out: Path, *more: str) -> None:
+    """Run in this process. SystemExit carries the status."""
+    cli.main(options(recipe, data, out, *more))
+
+
+def start(recipe: str, data: Path, out: Path, *more: str, **popen: Any) -> subprocess.Popen[str]:
+    """Run in a process of its own, with its output in pipes."""
+    command = [sys.executable, "-m", "mmssl.cli", *options(recipe, data, out, *more)]
+    return subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)
+
+
+def end_at(process: subprocess.Popen[str], out: Path, step: int, number: signal.Signals, limit: float = 120.0) -> None:
+    """Send a signal as soon as `step` is logged; fails if the process ends before."""
+    deadline = time.monotonic() + limit
+    while not any(line["step"] >= step for line in metrics(out)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"step {step} was not reached in {limit} s"
+        time.sleep(0.005)
+    process.send_signal(number)
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
+    file = out / "metrics.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+TIMES = ("samples_per_s", "data_wait")
+
+
+def trace(out: Path) -> list[dict[str, Any]]:
+    """Everything logged but times."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in metrics(out)]
+
+
+def side_by_side(processes: int, port: int, arguments: list[str]) -> list[int]:
+    """The command on several CPU processes over gloo, with what torchrun would set; much sooner than torchrun, since all of them
+    come from one process that has imported everything. Returns their exit codes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.runs", "mmssl.training.loop", "mmssl.objectives.moco"])
+    children = [context.Process(target=_process, args=(rank, processes, port, arguments)) for rank in range(processes)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(300)
+        if child.exitcode is None:
+            child.kill()
+    return [child.exitcode if child.exitcode is not None else -9 for child in children]
+
+
+def _process(rank: int, world: int, port: int, arguments: list[str]) -> None:
+    given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({name: str(value) for name, value in given.items()}, ACCELERATE_USE_CPU="true")
+    torch.set_num_threads(1)
+    cli.main(arguments)
+
+
+def torchrun(processes: int, port: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A recipe file on several CPU processes, over gloo."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(
+        [*command, *arguments], cwd=REPOSITORY, env=environment, text=True, capture_output=True, timeout=300
+    )

@@ -1,0 +1,77 @@
+"""2 processes of B samples do what one process does with 2B: every logged loss and the final weights; also under torchrun, and
+a run goes on with another number of processes.
+
+The reference is the single process. Batch norm runs over groups of a fixed size, so that it does not depend on processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.runs import REPOSITORY, make_media, metrics, options, pretrain, side_by_side, torchrun
+
+CASES = {
+    "image/mae": ["--encoder.drop-path", "0"],
+    "image/simclr": ["--encoder.arch", "resnet18", "--encoder.stem", "cifar", "--norm-group", "4"],
+    "image/moco_v2": ["--norm-group", "4"],
+}
+
+
+def assert_same(one: Path, two: Path) -> None:
+    ours, theirs = metrics(two), metrics(one)
+    assert [line["step"] for line in ours] == [1, 2, 3]
+    assert theirs[0]["loss"] != theirs[2]["loss"]
+    for name in set(theirs[0]) - {"samples_per_s", "data_wait", "grad_norm"}:
+        torch.testing.assert_close([line[name] for line in ours], [line[name] for line in theirs], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        [line["grad_norm"] for line in ours], [line["grad_norm"] for line in theirs], rtol=1e-4, atol=1e-5
+    )
+    last = "checkpoints/step-00000003/model.safetensors"
+    weights = load_file(one / last)
+    found = load_file(two / last)
+    assert found.keys() == weights.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(
+            tensor, weights[name], rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("recipe", CASES)
+def test_two_processes_are_one(recipe: str, tmp_path: Path) -> None:
+    data = make_media(tmp_path / "data", "image")
+    more = [
+        *CASES[recipe],
+        "--optimizer",
+        "sgd",
+        "--base-lr",
+        "0.5",
+        "--steps",
+        "3",
+        "--input.size",
+        "16",
+        "--warmup",
+        "0.5",
+    ]
+    pretrain(recipe, data, tmp_path / "one", *more)
+    arguments = options(recipe, data, tmp_path / "two", *more)
+    assert side_by_side(2, 29500 + list(CASES).index(recipe), arguments) == [0, 0]
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_torchrun_and_going_on_alone(tmp_path: Path) -> None:
+    """Two processes for the first step, under torchrun; the same command on one process goes on from there."""
+    recipe, data = "image/mae", make_media(tmp_path / "data", "image")
+    more = ["--encoder.drop-path", "0", "--steps", "3", "--save-every", "1", "--keep", "3"]
+    pretrain(recipe, data, tmp_path / "one", *more)
+    _, _, *arguments = options(recipe, data, tmp_path / "two", *more)
+    done = torchrun(2, 29510, str(REPOSITORY / "recipes/image/mae.py"), *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(tmp_path / "one", tmp_path / "two")
+    for step in ("step-00000003", "step-00000002"):
+        (tmp_path / "two" / "checkpoints" / step / "state.json").unlink()
+    pretrain(recipe, data, tmp_path / "two", *more)
+    assert_same(tmp_path / "one", tmp_path / "two")
