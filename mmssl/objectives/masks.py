@@ -117,8 +117,7 @@ class TimeFrequencyMask(MaskMaker):
 class RunningCellMask(MaskMaker):
     """Which tokens the decoder skips: in each 2 x 2 cell, `ratio` of the tokens, the choice moving on by one at every
     time (VideoMAE V2, Wang et al. 2023, section 3.2). One draw picks the phase. `visible` are the tokens to decode,
-    some of which the
-    encoder saw: the loss gives those weight 0."""
+    some of which the encoder saw: the loss gives those weight 0."""
 
     ratio: float = 0.5
 

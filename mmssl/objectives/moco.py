@@ -29,8 +29,8 @@ class MoCo(Objective):
 
     Batch norm would give the game away if query and key were normalised with the same samples (He et al., section 3.3).
     Both run over groups of `norm_group` samples, and the keys are shuffled over the batch of all processes first, in an
-    order that follows from one draw a
-    sample: the same on any number of processes. Encoders without batch norm are not shuffled.
+    order that follows from one draw a sample: the same on any number of processes. Encoders without batch norm are not
+    shuffled.
 
     Args:
         names: the two views.
@@ -119,9 +119,8 @@ class MoCo(Objective):
         if len(draws) <= self.norm_group:
             raise UserError(
                 f"Batch norm over groups of {self.norm_group} samples with {len(draws)} samples at once leaves "
-                f"queries and "
-                f"keys the same group, which gives the positive away: set norm_group to {max(len(draws) // 8, 2)}, or "
-                f"raise the batch size."
+                f"queries and keys the same group, which gives the positive away: set norm_group to "
+                f"{max(len(draws) // 8, 2)}, or raise the batch size."
             )
         return draws.argsort(stable=True)
 
