@@ -135,24 +135,21 @@ class Pixels(Front):
 
     mean: Tensor
     std: Tensor
-    scale: Tensor
-    shift: Tensor
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std, default=0) <= 0:
             raise UserError(f"mean {mean} and std {std} need one value a channel each, and std must be above zero.")
         self.channels = len(mean)
-        shape = (1, -1, 1, 1, 1)
-        self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
-        self.register_buffer("scale", 1 / self.std, persistent=False)
-        self.register_buffer("shift", -self.mean / self.std, persistent=False)
+        # One-dimensional, or `encoder.to(memory_format=torch.channels_last)` trips over them.
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def normalise(self, media: Tensor) -> Tensor:
         """[B,C,T,H,W] uint8 or float -> fp32, in one pass."""
-        scale = self.scale / 255 if media.dtype == torch.uint8 else self.scale
-        return torch.addcmul(self.shift, media.float(), scale)
+        scale = 1 / self.std.view(-1, 1, 1, 1)
+        shift = -self.mean.view(-1, 1, 1, 1) * scale
+        return torch.addcmul(shift, media.float(), scale / 255 if media.dtype == torch.uint8 else scale)
 
     def denormalise(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() * self.std + self.mean).clamp(0, 1)
+        return (pixels.float() * self.std.view(-1, 1, 1, 1) + self.mean.view(-1, 1, 1, 1)).clamp(0, 1)

@@ -151,6 +151,33 @@ def test_a_hub_checkpoint_without_processor_warns(tmp_path: Path) -> None:
     assert encoder.spec == ImageSpec(size=16, patch=4)
 
 
+def test_hub_names_are_downloaded_without_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    encoder = image_vit()
+    encoder.save_pretrained(tmp_path)
+    asked = {}
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked[name] = allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    view = torch.rand(1, 3, 16, 16)
+    assert torch.equal(Encoder.from_pretrained("someone/encoder")(view).pooled, encoder(view).pooled)
+    there = [
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "modeling_x.py",
+        "training_args.bin",
+    ]
+    wanted = list(filter_repo_objects(there, allow_patterns=asked["someone/encoder"]))
+    assert wanted == ["config.json", "model.safetensors"]
+
+
 def edit_weights(folder: Path, change: dict[str, Tensor | None]) -> None:
     weights = load_file(folder / "model.safetensors")
     for name, tensor in change.items():
