@@ -23,13 +23,15 @@ from mmssl.evaluation import knn, linear
 from mmssl.evaluation.embed import EmbedSettings, run_embed
 from mmssl.evaluation.features import Features, extract_all, features_cache
 from mmssl.evaluation.labels import Task, file_labels, speed_labels
-from mmssl.evaluation.metrics import chance, difference, score
+from mmssl.evaluation.metrics import balanced_accuracy, chance, difference, mean_interval, score
 from mmssl.evaluation.subject import describe, pick_device, untrained
 from mmssl.evaluation.table import print_table
 from mmssl.evaluation.views import evaluation_views
 from mmssl.training.files import write_json, writing
 
 __all__ = ["EmbedSettings", "KnnSettings", "LinearSettings", "evaluate", "run_embed", "run_evaluate"]
+
+SHUFFLES = 5
 
 
 @dataclass(kw_only=True)
@@ -51,7 +53,7 @@ class EvaluateSettings:
     seeds: int = 1
     """Untrained encoders to compare with, at seeds seed, seed+1, ..."""
     shuffle_labels: bool = False
-    """Also train the probe on shuffled labels: a control that has to be at chance."""
+    """Also train the probe on shuffled labels, five times: a control that has to be at chance."""
     batch_size: int = 64
     workers: int = 2
     """Processes that decode; 0 decodes in this one."""
@@ -160,7 +162,7 @@ def evaluate(encoder: Encoder, source: Source, settings: KnnSettings | LinearSet
         others.append({"seed": seed, **probe.figures(twin), "difference": dataclasses.asdict(gain)})
     first = dict(others[0])
     gain_over_first = first.pop("difference")
-    shuffled = probe.figures(probe(trained, shuffle=True)) if settings.shuffle_labels else None
+    shuffled = probe.control(trained) if settings.shuffle_labels else None
     plain = dataclasses.asdict(settings)
     return {
         "evaluation": settings.name,
@@ -213,12 +215,12 @@ class Probing:
         if not len(self.known) or not len(self.truth):
             raise UserError("No training file, or no test file, could be read: run `mmssl index` on the data.")
 
-    def __call__(self, features: Features, *, shuffle: bool = False) -> Answer:
-        """Train on the training examples (with their labels shuffled, if asked) and predict the test examples."""
+    def __call__(self, features: Features, shuffle: int | None = None) -> Answer:
+        """Train on the training examples (their labels shuffled at a seed, if given) and predict the test examples."""
         settings, classes = self.settings, len(self.task.classes)
         device = pick_device(settings.device)
         train, test = features.at(self.task.train), features.at(self.task.test)
-        labels = np.random.default_rng(settings.seed).permutation(self.known) if shuffle else self.known
+        labels = self.known if shuffle is None else np.random.default_rng(shuffle).permutation(self.known)
         x, queries = torch.from_numpy(train.x).to(device), torch.from_numpy(test.x).to(device)
         y = torch.from_numpy(labels).to(device)
         if isinstance(settings, KnnSettings):
@@ -245,6 +247,24 @@ class Probing:
             trial["validation_loss"] = trial["validation_loss"] if np.isfinite(trial["validation_loss"]) else None
         chosen = {"rate": head.rate, "decay": head.decay, "validation": trials}
         return Answer(head.predict(queries).cpu().numpy(), chosen)
+
+    def control(self, features: Features) -> dict[str, Any]:
+        """Figures of `SHUFFLES` probes on shuffled labels.
+
+        Examples of one class lie together, so a shuffle gets whole classes right or wrong, and its accuracy varies far
+        more than that of as many independent guesses. Hence several shuffles, and the interval of their mean.
+        """
+        answers = [self(features, shuffle=self.settings.seed + number).predicted for number in range(SHUFFLES)]
+        top1 = np.array([(answer == self.truth).mean() for answer in answers])
+        balanced = np.array([balanced_accuracy(self.truth, answer) for answer in answers])
+        return {
+            "top1": float(top1.mean()),
+            "top1_interval": mean_interval(top1),
+            "top1_each": top1.tolist(),
+            "balanced": float(balanced.mean()),
+            "balanced_interval": mean_interval(balanced),
+            "balanced_each": balanced.tolist(),
+        }
 
     def figures(self, answer: Answer) -> dict[str, Any]:
         result = score(self.truth, answer.predicted, self.task.classes, self.groups, self.settings.seed)

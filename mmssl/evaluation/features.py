@@ -86,7 +86,7 @@ def extract_all(
         cache: folder of features already computed; the key covers weights, data, rows, views and seed.
 
     Raises:
-        UserError: no rows, over a tenth of the files unreadable, or features that are not finite.
+        UserError: no rows, too many unreadable files, or features that are not finite.
     """
     if not len(rows):
         raise UserError("There is no file to compute features of: check the split and the folder.")
@@ -114,9 +114,8 @@ def _compute(
             skipped += chunk.skipped
             if len(skipped) > max(1, BAD_SHARE * len(files)) or len(skipped) == len(files):
                 raise UserError(
-                    f"{len(skipped)} of {len(files)} files could not be read, and more than {BAD_SHARE:.0%} would make"
-                    f" the figures about other data; the first: {skipped[0][1]}. Run `mmssl index` on the folder to list"
-                    " them, and mend or remove them."
+                    f"{len(skipped)} of {len(files)} files could not be read, more than {BAD_SHARE:.0%}; the first:"
+                    f" {skipped[0][1]}. Run `mmssl index` on the folder to list them, and mend or remove them."
                 )
             if chunk.views is None:
                 continue

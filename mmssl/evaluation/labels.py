@@ -130,7 +130,7 @@ def speed_labels(source: Source, spec: Spec, seed: int) -> tuple[Task, SpeedView
     train, test, split = split_rows(source, rows_long, np.zeros(len(rows_long), dtype=int), seed)
     if not len(train) or not len(test):
         raise UserError(f"All {len(rows_long)} long enough files are on one side ({split}): add files to the other.")
-    notes = [f"1x means one frame in {stride} of the file (the encoder was trained at {spec.stride})"]
+    notes = [f"at 1x a clip takes every frame number {stride} steps apart (the encoder's own stride: {spec.stride})"]
     if len(rows_long) < len(rows):
         notes.append(f"{len(rows) - len(rows_long)} of {len(rows)} files are too short for a 4x clip and are left out")
     return Task(SPEED_CLASSES, train, test, {}, split, tuple(notes)), SpeedViews(spec.size, spec.frames, stride)

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 Interval = tuple[float, float]
 
@@ -136,6 +137,12 @@ def difference(
         balanced=balanced_accuracy(truth, trained) - balanced_accuracy(truth, untrained),
         balanced_interval=percentiles(a.balanced - b.balanced),
     )
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """95 % t interval of the mean of a few independent repetitions [R]."""
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 @dataclass(frozen=True)

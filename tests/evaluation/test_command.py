@@ -89,7 +89,9 @@ def test_knn_equals_numpy_on_the_written_embeddings(tmp_path, pictures, encoder,
     assert result["untrained"]["seed"] == 0
     assert [twin["seed"] for twin in result["further_untrained"]] == [1]
     assert result["difference"]["top1"] == pytest.approx(result["trained"]["top1"] - result["untrained"]["top1"])
-    assert 0 <= result["shuffled"]["top1"] <= 1
+    assert result["shuffled"]["top1"] == pytest.approx(np.mean(result["shuffled"]["top1_each"]))
+    assert len(set(result["shuffled"]["top1_each"])) > 1
+    assert result["trained"]["top1"] > result["shuffled"]["top1_interval"][0]
     assert result["versions"]["torch"] == torch.__version__
 
 
@@ -138,7 +140,7 @@ def test_a_damaged_cache_is_computed_again(tmp_path, pictures, encoder):
 def test_workers_change_nothing_and_the_mode_of_the_encoder_survives(tmp_path, pictures, encoder):
     source = open_source(pictures, "image", out=tmp_path)
     encoder.train()
-    alone, helped = (extract(encoder, source, source.rows(None), workers=workers) for workers in (0, 2))
+    alone, helped = (extract(encoder, source, source.rows(None), workers=workers) for workers in (0, 1))
     assert (alone.x == helped.x).all()
     assert all(part.training for part in encoder.modules())
 

@@ -113,10 +113,10 @@ def test_too_few_files_to_choose_on():
 
 
 def test_fast_enough_to_use_on_a_cpu():
-    """5,000 x 512 features and the whole grid within seconds (about 10 s at one thread on a busy machine; limit 60)."""
+    """5,000 x 512 features and the whole grid within seconds of processor time (about 4; limit 30)."""
     torch.manual_seed(0)
     y = torch.randint(0, 10, (5000,))
     x = torch.randn(5000, 512) + 0.5 * torch.randn(10, 512)[y]
-    start = time.perf_counter()
+    start = time.process_time()
     linear.linear_probe(x, y, classes=10, groups=np.arange(5000), epochs=20)
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 30
