@@ -62,6 +62,14 @@ class EvaluateSettings:
     cache: bool = True
     """Keep features on disk and use those that are already there."""
 
+    def check(self) -> None:
+        """Raise UserError for values that make no evaluation."""
+        for name, least in (("seeds", 1), ("clips", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give {least} or more.")
+        if self.labels == "speed" and self.clips != 1:
+            raise UserError("--clips averages clips of one file, which --labels speed tells apart: leave it out.")
+
 
 @dataclass(kw_only=True)
 class KnnSettings(EvaluateSettings):
@@ -77,6 +85,11 @@ class KnnSettings(EvaluateSettings):
     """Further values of k that are reported."""
     temperature: float = knn.TEMPERATURE
     """T of the weight exp(cosine / T)."""
+
+    def check(self) -> None:
+        super().check()
+        if min(self.k, *self.neighbours) < 1 or self.temperature <= 0:
+            raise UserError("--k and --neighbours are counts of 1 or more, and --temperature is above 0.")
 
 
 @dataclass(kw_only=True)
@@ -96,6 +109,13 @@ class LinearSettings(EvaluateSettings):
     probe_batch_size: int = 256
     """Examples of one step of the probe."""
 
+    def check(self) -> None:
+        super().check()
+        if not self.rates or not self.decays or min(self.rates) <= 0 or min(self.decays) < 0:
+            raise UserError("--rates needs one or more values above 0, and --decays one or more of 0 or above.")
+        if min(self.epochs, self.probe_batch_size) < 1:
+            raise UserError("--epochs and --probe-batch-size are 1 or more.")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -109,6 +129,7 @@ class Answer:
 
 def run_evaluate(settings: KnnSettings | LinearSettings) -> dict[str, Any]:
     """Evaluate as the command line does: load, compute, print the table, write the JSON file; returns its content."""
+    settings.check()
     if settings.out.is_dir():
         raise UserError(f"--out {settings.out} is a folder: name a JSON file, such as {settings.out / 'knn.json'}.")
     encoder = Encoder.from_pretrained(settings.encoder)
@@ -129,13 +150,10 @@ def evaluate(encoder: Encoder, source: Source, settings: KnnSettings | LinearSet
     Raises:
         UserError: no labels, too few classes or files, or files that cannot be read.
     """
-    if settings.seeds < 1:
-        raise UserError(f"--seeds {settings.seeds}: give 1 or more untrained encoders to compare with.")
+    settings.check()
     begin = time.monotonic()
     views: Views
     if settings.labels == "speed":
-        if settings.clips != 1:
-            raise UserError("--clips averages clips of one file, which --labels speed tells apart: leave it out.")
         task, views = speed_labels(source, encoder.spec, settings.seed)
     else:
         task, views = file_labels(source, settings.seed), evaluation_views(encoder.spec, settings.clips)
@@ -225,8 +243,6 @@ class Probing:
         y = torch.from_numpy(labels).to(device)
         if isinstance(settings, KnnSettings):
             wanted = (settings.k, *settings.neighbours)
-            if min(wanted) < 1 or settings.temperature <= 0:
-                raise UserError("--k and --neighbours are counts of 1 or more, and --temperature is above 0.")
             found = knn.knn_predict(x, y, queries, classes=classes, neighbours=wanted, temperature=settings.temperature)
             k = min(settings.k, len(x))
             by_k = {str(n): float(np.mean(answer.cpu().numpy() == self.truth)) for n, answer in found.items()}

@@ -221,9 +221,11 @@ def test_a_diverged_encoder(tmp_path, pictures, encoder):
     ("change", "words"),
     [
         ({"device": "cuda:99"}, "--device cuda:99"),
-        ({"seeds": 0}, "--seeds 0"),
+        ({"seeds": 0}, "--seeds is 0"),
         ({"clips": 3}, "1 for images"),
         ({"k": 0}, "counts of 1 or more"),
+        ({"batch_size": 0}, "--batch-size is 0: give 1"),
+        ({"labels": "speed"}, "takes image"),
         ({"data": "nowhere-at-all/never/x"}, "nowhere-at-all"),
     ],
 )
