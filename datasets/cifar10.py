@@ -8,7 +8,7 @@ Card
              https://www.cs.toronto.edu/~kriz/cifar.html
     Licence  None is stated: a research data set. Fetch your own copy and do not pass it on.
     Splits   The official ones: train 50,000 (5,000 a class), test 10,000 (1,000 a class). Counts are verified.
-    Disk     About 240 MB as PNG (from the binary version), 170 MB as JPEG (from parquet files of JPEG copies).
+    Disk     About 245 MB from the binary version (PNG), 155 MB from parquet files of JPEG pictures.
 
 FOLDER is one of
     - parquet files named train*.parquet and test*.parquet, at any depth: a column `image` (or `img`) of {bytes, path}
