@@ -218,7 +218,7 @@ def _probe(metrics: Metrics) -> list[Markup]:
     lines = [
         _chart(metrics, "probe/knn_top1", "kNN top-1", percent=True, low=0.0, level=level),
         _chart(metrics, "probe/feature_std", "feature standard deviation (0: all equal)", low=0.0),
-        _chart(metrics, "probe/effective_rank", "effective rank of the features"),
+        _chart(metrics, "probe/effective_rank", "effective rank of the features", low=0.0),
         _chart(metrics, "probe/uniformity", "uniformity (lower: more even)"),
     ]
     return [line for line in lines if line]

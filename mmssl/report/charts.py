@@ -122,11 +122,12 @@ def _axes(title: str, rows: list[tuple[float, str]], columns: list[tuple[float, 
 
 
 def scatter(points: np.ndarray, labels: Sequence[str] | None, *, title: str) -> str:
-    """Points float [n,2] as one square <svg>, coloured by label (the ten most frequent; the rest grey)."""
+    """Points float [n,2] as one <svg> of equal scales, coloured by label (the ten most frequent; the rest grey)."""
     size, edge = 420.0, 8.0
     low, high = points.min(axis=0), points.max(axis=0)
     scale = (size - 2 * edge) / max(float((high - low).max()), 1e-12)
-    placed = (points - (low + high) / 2) * scale + size / 2
+    height = float((high - low)[1]) * scale + 2 * edge
+    placed = (points - (low + high) / 2) * scale + [size / 2, height / 2]
     groups: list[tuple[str, np.ndarray]] = [("", np.arange(len(points)))]
     if labels is not None:
         names, counts = np.unique(np.asarray(labels), return_counts=True)
@@ -142,7 +143,7 @@ def scatter(points: np.ndarray, labels: Sequence[str] | None, *, title: str) -> 
         path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in placed[members])
         parts.append(f'<path class="spots {colour}" stroke-width="{2 * radius}" d="{path}"/>')
         keys.append(f'<span class="key {colour}">{escape(name)}</span>' if name else "")
-    svg = f'<svg viewBox="0 0 {size:.0f} {size:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    svg = f'<svg viewBox="0 0 {size:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     return f'<figure class="chart map">{svg}<div class="legend">{"".join(keys)}</div></figure>'
 
 
