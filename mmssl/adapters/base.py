@@ -25,8 +25,16 @@ class Front(nn.Module, ABC):
     channels: int
 
     @abstractmethod
+    def raw(self, view: Tensor) -> Tensor:
+        """A view of raw media as [B,C,T,H,W] of its own type, not normalised (spectrogram: log-mel values [B,1,1,F,T])."""
+
+    @abstractmethod
+    def normalise(self, raw: Tensor, channel: int) -> Tensor:
+        """Any cut of raw media -> fp32 as the first layer sees it; `channel` is the dimension of its channels."""
+
     def forward(self, view: Tensor) -> Tensor:
         """Normalised fp32 pixels [B,C,T,H,W] of a view of raw media (spectrogram: [B,1,1,F,T])."""
+        return self.normalise(self.raw(view), 1)
 
     @abstractmethod
     def denormalise(self, pixels: Tensor) -> Tensor:
@@ -104,16 +112,24 @@ class Adapter(nn.Module, ABC):
         Raises:
             UserError: the view is not a whole number of patches.
         """
-        pixels = self.pixels(view)
-        windows = self._windows(pixels)
-        B, T, H, W = windows.shape[:4]
-        rows = windows.reshape(B, T * H * W, -1)
-        if keep is not None:
-            rows = rows.gather(1, keep[..., None].expand(-1, -1, rows.shape[2]))
+        rows, grid = self._rows(view, keep)
         weight = self.projection.weight
         # Parameters may be bf16 (FSDP) while pixels are always fp32.
-        x = F.linear(rows.to(weight.dtype), weight.flatten(1), self.projection.bias)
-        return Tokens(x=x, grid=(T, H, W))
+        x = F.linear(rows.flatten(2).to(weight.dtype), weight.flatten(1), self.projection.bias)
+        return Tokens(x=x, grid=grid)
+
+    def targets(self, view: Tensor, keep: Tensor) -> Tensor:
+        """Normalised fp32 patches [B,M,K,C] at the indices keep [B,M]: `patches(pixels(view))`, but only what is asked for."""
+        return self._rows(view, keep)[0].transpose(2, 3)
+
+    def _rows(self, view: Tensor, keep: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:
+        """Normalised fp32 patches [B,N or V,C,K] and the grid. Picked first and normalised then: uint8 is cheap to copy."""
+        windows = self._windows(self.front.raw(view))
+        B, T, H, W, C = windows.shape[:5]
+        rows = windows.reshape(B, T * H * W, C, -1)
+        if keep is not None:
+            rows = rows[torch.arange(B, device=keep.device).unsqueeze(1), keep]
+        return self.front.normalise(rows, 2), (T, H, W)
 
     def _windows(self, pixels: Tensor) -> Tensor:
         """A view of pixels [B,C,T,H,W] as [B,T,H,W,C,t,h,w] (grid first), without copying."""
@@ -145,11 +161,13 @@ class Pixels(Front):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
-    def normalise(self, media: Tensor) -> Tensor:
-        """[B,C,T,H,W] uint8 or float -> fp32, in one pass."""
-        scale = 1 / self.std.view(-1, 1, 1, 1)
-        shift = -self.mean.view(-1, 1, 1, 1) * scale
-        return torch.addcmul(shift, media.float(), scale / 255 if media.dtype == torch.uint8 else scale)
+    def normalise(self, raw: Tensor, channel: int) -> Tensor:
+        scale, shift = 1 / self.std, -self.mean / self.std
+        if raw.dtype == torch.uint8:
+            scale = scale / 255
+        shape = (-1, *[1] * (raw.ndim - channel - 1))
+        pixels = raw.float() if raw.dtype != torch.float32 else raw.clone()
+        return pixels.mul_(scale.view(shape)).add_(shift.view(shape))  # in place: a fused broadcast is slower on CPU
 
     def denormalise(self, pixels: Tensor) -> Tensor:
         return (pixels.float() * self.std.view(-1, 1, 1, 1) + self.mean.view(-1, 1, 1, 1)).clamp(0, 1)

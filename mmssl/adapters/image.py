@@ -15,8 +15,8 @@ class ImagePixels(Pixels):
         super().__init__(spec.mean, spec.std)
         self.spec = spec
 
-    def forward(self, view: Tensor) -> Tensor:
-        return self.normalise(view.unsqueeze(2))
+    def raw(self, view: Tensor) -> Tensor:
+        return view.unsqueeze(2)
 
 
 class ImagePatches(Adapter):

@@ -41,12 +41,13 @@ class LogMel(Front):
         self.register_buffer("window", torch.hann_window(self.length, periodic=False), persistent=False)
         self.register_buffer("mel", F.pad(banks, (0, 1)).T.contiguous(), persistent=False)
 
-    def forward(self, view: Tensor) -> Tensor:
+    def raw(self, view: Tensor) -> Tensor:
         with torch.autocast(view.device.type, enabled=False):
             mel = self.fbank(view.float())
-            mel = F.pad(mel, (0, 0, 0, self.spec.frames - mel.shape[1]))
-            mel = (mel - self.spec.mean) / (2 * self.spec.std)
-        return mel.transpose(1, 2)[:, None, None]
+        return F.pad(mel, (0, 0, 0, self.spec.frames - mel.shape[1])).transpose(1, 2)[:, None, None]
+
+    def normalise(self, raw: Tensor, channel: int) -> Tensor:
+        return (raw - self.spec.mean) / (2 * self.spec.std)
 
     def fbank(self, waveform: Tensor) -> Tensor:
         """Log-mel values [B,T,F] of waveforms [B,S], at most spec.frames of them.

@@ -15,8 +15,8 @@ class VideoPixels(Pixels):
         super().__init__(spec.mean, spec.std)
         self.spec = spec
 
-    def forward(self, view: Tensor) -> Tensor:
-        return self.normalise(view.transpose(1, 2))
+    def raw(self, view: Tensor) -> Tensor:
+        return view.transpose(1, 2)
 
 
 class VideoTubelets(Adapter):

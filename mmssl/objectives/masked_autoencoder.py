@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.adapters.base import Pixels
@@ -34,13 +36,21 @@ def patch_statistics(patches: Tensor, target: Target, unit: Tensor | None = None
         Two tensors that broadcast with [B,M,K,C].
     """
     if target == "patch_norm_joint":
-        variance, mean = torch.var_mean(patches, (-2, -1), keepdim=True)
-        return mean, (variance + 1e-6).sqrt()
+        mean, deviation = _moments(patches, (-2, -1))
+        return mean, (deviation.square() + 1e-6).sqrt()
     if target == "patch_norm_channel":
-        deviation, mean = torch.std_mean(patches, -2, keepdim=True)
+        mean, deviation = _moments(patches, (-2,))
         # (x/u - m/u) / (s/u + 1e-6) with the u divided out, which saves a pass over the pixels.
         return mean, deviation + 1e-6 / (1.0 if unit is None else unit)
     return patches.new_zeros(()), patches.new_ones(())
+
+
+def _moments(patches: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation over `dims`, kept; in two passes, which CPUs do far faster than std_mean."""
+    mean = patches.mean(dims, keepdim=True)
+    terms = math.prod(patches.shape[dim] for dim in dims)
+    norm = torch.linalg.vector_norm(patches - mean, dim=dims, keepdim=True)
+    return mean, norm / math.sqrt(terms - 1)
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -53,9 +63,10 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor | Non
     Returns:
         The loss, and the number of patches that it averages.
     """
-    error = (prediction.float() - target.float()).square().mean(-1)
-    if weight is None:
-        return error.mean(), torch.full((), float(error.numel()), device=error.device)
+    prediction, target = prediction.float(), target.float()
+    if weight is None:  # patches have equally many values, so that the mean of means is the mean
+        return F.mse_loss(prediction, target), torch.full((), float(target[..., 0].numel()), device=target.device)
+    error = (prediction - target).square().mean(-1)
     count = weight.sum(dtype=torch.float32)
     return (error * weight).sum() / count.clamp(min=1), count
 
@@ -128,7 +139,7 @@ class MaskedAutoencoder(Objective):
         mask, decoded, weight = self._masks(batch.noise)
         prediction = self._predict(view, mask.visible, decoded)
         with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
-            patches = _pick(self._patches(view), decoded)  # [B,R,K,C]
+            patches = self.require_tokens().adapter.targets(view, decoded)  # [B,R,K,C]
             centre, scale = self._statistics(patches)
             target = ((patches - centre) / scale).flatten(2)
         with torch.autocast(view.device.type, enabled=False):
