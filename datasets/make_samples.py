@@ -143,8 +143,8 @@ def write_mp4(path: Path, clip: list[np.ndarray], rate: Fraction) -> None:
         stream.codec_context.gop_size = KEY_FRAMES
         # One thread and no macroblock tree: otherwise the bit stream differs from run to run.
         stream.codec_context.thread_count = 1
-        options = {"crf": str(CRF), "preset": "veryslow", "flags": "+bitexact"}
-        stream.options = options | {"x264-params": "threads=1:no-mbtree=1"}
+        x264 = "threads=1:no-mbtree=1"
+        stream.options = {"crf": str(CRF), "preset": "veryslow", "flags": "+bitexact", "x264-params": x264}
         for array in clip:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, "rgb24")))
         container.mux(stream.encode())
