@@ -33,6 +33,9 @@ TRIES = 10
 """Rows tried for one draw before the data is called broken."""
 POLL = 2.0
 """Seconds from one look at the workers to the next, while the trainer waits for them."""
+SHARED_MEMORY = "shared memory ran out, so enlarge /dev/shm (docker run --shm-size) or use fewer --workers"
+STALL = 120.0
+"""Seconds without a batch and without a worker that reads, after which one is taken for lost; starting takes less."""
 
 
 class Loaded(NamedTuple):
@@ -194,6 +197,10 @@ class _MicroBatches(Dataset):
             return self.dataset.batch(draws)
         except UserError as error:
             return str(error)  # an exception would arrive with the worker's traceback in its message
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            return f"A loader worker could not hand over a batch ({str(error).splitlines()[0]}): {SHARED_MEMORY}."
 
     def start_worker(self, number: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
@@ -239,6 +246,7 @@ def _batches(
     )
     batches = iter(loader)
     processes = [process for process in multiprocessing.active_children() if process not in others]
+    since = time.monotonic()
     while True:
         try:
             item = next(batches)
@@ -246,6 +254,8 @@ def _batches(
             return
         except RuntimeError as error:
             sentence = _trouble(processes, reading, dataset.source, timeout)
+            if sentence is None and time.monotonic() - since > STALL and (reading[:, 1] < 0).all():
+                sentence = f"The loader workers have handed over no batch for {STALL:.0f} s: {SHARED_MEMORY}."
             if sentence is not None:
                 for process in processes:
                     process.kill()  # a hanging one would not heed a gentler request
@@ -257,6 +267,7 @@ def _batches(
         if isinstance(item, str):
             raise UserError(item)
         yield item
+        since = time.monotonic()
 
 
 def _trouble(processes: list[BaseProcess], reading: Tensor, source: Source, timeout: float) -> str | None:
@@ -286,5 +297,5 @@ def _remedy(exitcode: int | None) -> str:
     if exitcode == -signal.SIGKILL:
         return "most often memory ran out, so use fewer --workers or a smaller --batch-size"
     if exitcode == -signal.SIGBUS:
-        return "shared memory ran out, so enlarge /dev/shm (docker run --shm-size) or use fewer --workers"
+        return SHARED_MEMORY
     return "take that file out of the data, or look for the cause with --workers 0"

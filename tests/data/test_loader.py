@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmssl.data import loader as loader_module
 from mmssl.data.loader import TRIES, MediaDataset, make_loader
 from mmssl.data.media import Media
 from mmssl.data.plan import Draw, Plan
@@ -221,6 +222,8 @@ class Faulty(Views):
                 re.match("(a+)+$", "a" * 60 + "b")
             if self.fault == "bug":
                 raise TypeError("views are wrong")
+            if self.fault == "memory":
+                raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
             os.kill(os.getpid(), getattr(signal, self.fault))
         return ImageViews(16, names=self.names)(media, rng)
 
@@ -317,6 +320,32 @@ def test_a_hanging_decoder_ends_in_one_sentence(source: Source) -> None:
     assert "more time than 1 s" in sentence
     assert seconds < 60
     assert set(multiprocessing.active_children()) <= before
+
+
+@dataclass
+class Unsendable(MediaDataset):
+    """Its batches cannot be pickled, so they are lost on the way, as they are when the system refuses memory for them."""
+
+    def batch(self, draws: list[Draw]) -> Batch:
+        lost: Any = ((0, lambda: None),)
+        return replace(super().batch(draws), skipped=lost)
+
+
+def test_a_batch_lost_on_the_way_ends_in_one_sentence(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "STALL", 1.0)
+    data = Unsendable(source, ImageViews(16), 3)
+    sentence, seconds = failure(make_loader(data, plan(source), start_step=0, stop_step=4, workers=1))
+    assert "no batch for 1 s" in sentence
+    assert "/dev/shm" in sentence
+    assert seconds < 60
+
+
+def test_refused_shared_memory_ends_in_one_sentence(source: Source) -> None:
+    """PyTorch's own words for a full /dev/shm, raised in the worker."""
+    views = Faulty(ids(source, source.rows()), "memory")
+    sentence, _ = failure(make_loader(dataset(source, views), plan(source), start_step=0, stop_step=1, workers=1))
+    assert "No space left on device (28)" in sentence
+    assert "--shm-size" in sentence
 
 
 def failure(loader: Iterator[Batch]) -> tuple[str, float]:
