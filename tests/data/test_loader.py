@@ -324,7 +324,7 @@ def test_a_hanging_decoder_ends_in_one_sentence(source: Source) -> None:
 
 @dataclass
 class Unsendable(MediaDataset):
-    """Its batches cannot be pickled, so they are lost on the way, as they are when the system refuses memory for them."""
+    """Its batches cannot be pickled, so they are lost on the way, as when the system refuses memory for them."""
 
     def batch(self, draws: list[Draw]) -> Batch:
         lost: Any = ((0, lambda: None),)

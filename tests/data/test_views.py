@@ -1,6 +1,6 @@
 """Claims: the evaluation views are pixel for pixel what Hugging Face's processors make; clips hold the frames they
-claim, several from one decode; segments of sound are parts of the whole recording; what is too short is treated as asked; the
-generator alone decides.
+claim, several from one decode; segments of sound are parts of the whole recording; what is too short is treated as
+asked; the generator alone decides.
 """
 
 from __future__ import annotations
