@@ -48,7 +48,7 @@ def pretrain(argv: Sequence[str]) -> None:
         print("usage: mmssl pretrain RECIPE --data DIR --out DIR [options]\n\nrecipes:")
         print("\n".join(f"  {name}" for name in recipe_names()))
         print(
-            "\n`mmssl pretrain RECIPE --help` lists the options of a recipe. RECIPE may be the path of your own recipe file."
+            "\n`mmssl pretrain RECIPE --help` lists the options of a recipe. RECIPE may be the path of your own file."
         )
         return
     if argv[0].startswith("-"):
@@ -60,9 +60,8 @@ def pretrain(argv: Sequence[str]) -> None:
 def evaluate(argv: Sequence[str]) -> None:
     from mmssl.evaluation.command import KnnSettings, LinearSettings, run_evaluate
 
-    kinds: dict[str, type[KnnSettings] | type[LinearSettings]] = {"knn": KnnSettings, "linear": LinearSettings}
-    settings = tyro.extras.subcommand_cli_from_dict(kinds, prog="mmssl evaluate", args=list(argv))
-    run_evaluate(settings)
+    kinds: dict[str, Callable[..., KnnSettings | LinearSettings]] = {"knn": KnnSettings, "linear": LinearSettings}
+    run_evaluate(tyro.extras.subcommand_cli_from_dict(kinds, prog="mmssl evaluate", args=list(argv)))
 
 
 def embed(argv: Sequence[str]) -> None:
@@ -84,7 +83,8 @@ def index(argv: Sequence[str]) -> None:
 def doctor(argv: Sequence[str]) -> None:
     if argv:
         print(
-            "usage: mmssl doctor\n\nSays whether the installation works (versions, decoders, devices, distributed) and what to do."
+            "usage: mmssl doctor\n\nSays whether the installation works (versions, decoders, devices, distributed), "
+            "and what to do if not."
         )
         if argv[0] not in ("-h", "--help"):
             raise UserError(f"mmssl doctor takes no options, and got {' '.join(argv)}.")

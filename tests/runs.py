@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,16 @@ def trace(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in metrics(out)]
 
 
-def side_by_side(processes: int, port: int, arguments: list[str]) -> list[int]:
-    """The command on several CPU processes over gloo, with what torchrun would set; much sooner than torchrun, since all of them
-    come from one process that has imported everything. Returns their exit codes."""
+def side_by_side(
+    processes: int, port: int, arguments: list[str], before: Callable[[], None] | None = None
+) -> list[int]:
+    """The command on several CPU processes over gloo, with what torchrun would set; much sooner than torchrun, since
+    all of them come from one process that has imported everything. Each calls `before` first. Returns their exit codes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.runs", "mmssl.training.loop", "mmssl.objectives.moco"])
-    children = [context.Process(target=_process, args=(rank, processes, port, arguments)) for rank in range(processes)]
+    children = [
+        context.Process(target=_process, args=(rank, processes, port, arguments, before)) for rank in range(processes)
+    ]
     for child in children:
         child.start()
     for child in children:
@@ -115,10 +120,12 @@ def side_by_side(processes: int, port: int, arguments: list[str]) -> list[int]:
     return [child.exitcode if child.exitcode is not None else -9 for child in children]
 
 
-def _process(rank: int, world: int, port: int, arguments: list[str]) -> None:
+def _process(rank: int, world: int, port: int, arguments: list[str], before: Callable[[], None] | None = None) -> None:
     given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: str(value) for name, value in given.items()}, ACCELERATE_USE_CPU="true")
     torch.set_num_threads(1)
+    if before is not None:
+        before()
     cli.main(arguments)
 
 

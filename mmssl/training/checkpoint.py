@@ -1,7 +1,7 @@
 """Checkpoints: OUT/checkpoints/step-00000200/ holds model, optimiser, random state (safetensors) and state.json.
 
-Tensors are stored by parameter name, whole, so that one process, DDP and FSDP2 read each other's. A checkpoint is written
-into a hidden folder, synced, and renamed: what has its final name is whole. Nothing is pickled.
+Tensors are stored by parameter name, whole, so that one process, DDP and FSDP2 read each other's. A checkpoint is
+written into a hidden folder, synced, and renamed: what has its final name is whole. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -74,9 +74,9 @@ class Checkpoints:
         Raises UserError on every process where it cannot be written; earlier checkpoints are left alone.
         """
         average_batch_norm(model, self.accelerator.num_processes)
-        files = {
-            "model": get_model_state_dict(model, options=WHOLE),
-            "optimizer": flatten(get_optimizer_state_dict(model, optimizer, options=WHOLE).get("state", {})),
+        files: dict[str, dict[str, Tensor]] = {
+            "model": cast(dict[str, Tensor], get_model_state_dict(model, options=WHOLE)),
+            "optimizer": flatten(cast(Any, get_optimizer_state_dict(model, optimizer, options=WHOLE)).get("state", {})),
             "random": gathered_random_state(self.accelerator),
         }
         if scale is not None:
@@ -148,10 +148,11 @@ class Checkpoints:
     ) -> None:
         """Put a checkpoint into model and optimiser; the random state is restored by `restore_random`, later."""
         folder = saved.folder
-        set_model_state_dict(model, read(folder / "model.safetensors"), options=StateDictOptions(full_state_dict=True))
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(model, cast(Any, read(folder / "model.safetensors")), options=options)
         groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
-        state = {"state": unflatten(read(folder / "optimizer.safetensors")), "param_groups": groups}
-        set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+        state: Any = {"state": unflatten(read(folder / "optimizer.safetensors")), "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer, state, options=options)
         if scale is not None and (folder / "scale.safetensors").exists():
             scale.load(read(folder / "scale.safetensors"))
 
@@ -233,8 +234,8 @@ def gathered_random_state(accelerator: Accelerator) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def average_batch_norm(model: nn.Module, world: int) -> None:
-    """Make running statistics equal on all processes. They are linear in the batches' statistics, so that averaging them
-    now and then gives what one process with all batches would have."""
+    """Make running statistics equal on all processes. They are linear in the batches' statistics: averaging them now
+    and then gives what one process with all batches would have."""
     if world == 1:
         return
     for module in model.modules():

@@ -24,7 +24,7 @@ TIMED = 2
 
 
 def dry_run(run: Run, recipe: str) -> None:
-    """Print settings, parameters, the first batch, expected time and memory; write its pictures into OUT/dry-run/pictures."""
+    """Print settings, parameters, first batch, expected time and memory; pictures go to OUT/dry-run/pictures."""
     settings, accelerator = run.settings, run.accelerator
     say = print if accelerator.is_main_process else lambda *_: None
     say(f"recipe {recipe}\nsettings {json.dumps(as_json(settings), indent=1)}")

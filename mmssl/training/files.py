@@ -17,7 +17,7 @@ from mmssl.errors import UserError
 REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space, then give the same command again",
     errno.EDQUOT: "the disk quota is used up: free some space, then give the same command again",
-    errno.EFBIG: "the file would exceed the size allowed here (ulimit -f): raise the limit, then give the same command again",
+    errno.EFBIG: "it would exceed the size allowed here (ulimit -f): raise it, then give the same command again",
     errno.EROFS: "the file system is read-only: choose another --out",
     errno.EACCES: "permission is denied: choose another --out, or change the rights of that folder",
     errno.EPERM: "permission is denied: choose another --out, or change the rights of that folder",

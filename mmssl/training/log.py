@@ -1,4 +1,4 @@
-"""OUT/metrics.jsonl and OUT/skipped.jsonl: one JSON object a line, whole lines only, nothing doubled after a restart."""
+"""OUT/metrics.jsonl and OUT/skipped.jsonl: one JSON object a line, whole lines, nothing doubled after a restart."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from mmssl.training.dry_run import dry_run
 from mmssl.training.finish import finish
 from mmssl.training.interrupt import Interrupt
 from mmssl.training.log import JsonLines, Value
-from mmssl.training.optim import build_optimizer, prime, set_lr
+from mmssl.training.optim import build_optimizer, set_lr
 from mmssl.training.progress import Display
 from mmssl.training.recipe import Parts
 from mmssl.training.schedule import warmup_cosine
@@ -118,9 +118,7 @@ class Run:
             # Its successor in DDP cannot be reached through Accelerate yet.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             model, wrapped = self.accelerator.prepare(objective, optimizer)
-        inner = cast(torch.optim.Optimizer, wrapped.optimizer)  # the step function needs no wrapper around step()
-        prime(inner)
-        return model, inner
+        return model, cast(torch.optim.Optimizer, wrapped.optimizer)  # step() needs no wrapper
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -152,8 +150,9 @@ class Run:
         if saved is not None:
             if saved.state["rows"] != len(self.rows):
                 raise UserError(
-                    f"{self.settings.data} has {len(self.rows)} usable files to train on, and the run in {self.settings.out} "
-                    f"began with {saved.state['rows']}: bring the data back to what it was, or choose another --out."
+                    f"{self.settings.data} has {len(self.rows)} usable files to train on, and the run in "
+                    f"{self.settings.out} began with {saved.state['rows']}: bring the data back to what it was, or "
+                    "choose another --out."
                 )
             self.checkpoints.load(saved, self.model, self.optimizer, self.scale)
             self.step = saved.step
@@ -221,7 +220,7 @@ class Run:
         return figures
 
     def micro_batches(self) -> Iterator[Batch]:
-        """Micro-batches on the device, augmented, from this session's first step to the last; counts time and bad files."""
+        """Micro-batches on the device, augmented, from this session's first step on; counts time and bad files."""
         loader = make_loader(
             self.dataset,
             self.plan,
@@ -253,7 +252,7 @@ class Run:
             batch = view(batch)
         return batch
 
-    # ------------------------------------------------------------------------------------------- what a run leaves behind
+    # ----------------------------------------------------------------------------------------- what a run leaves behind
 
     def log(self, output: StepOutput, lr: float, display: Display, probe: dict[str, float]) -> None:
         """One line of metrics.jsonl; the only place of the loop that waits for the device."""
@@ -288,8 +287,8 @@ class Run:
         self.since = time.perf_counter()
         if in_a_row >= BAD_IN_A_ROW:
             raise UserError(
-                f"Loss or gradient was not finite in the last {int(in_a_row)} steps, up to step {self.step}: choose another --out with a "
-                "lower --base-lr, a --clip, or --precision bf16 in place of fp16."
+                f"Loss or gradient was not finite in the last {int(in_a_row)} steps, up to step {self.step}: choose "
+                "another --out with a lower --base-lr, a --clip, or --precision bf16 in place of fp16."
             )
         if skipped_files > self.settings.max_bad_share * max(files, FEW):
             raise UserError(

@@ -79,7 +79,8 @@ def load_recipe(name: str) -> ModuleType:
             + f"The recipes are {', '.join(names)}."
         )
     spec = importlib.util.spec_from_file_location(f"mmssl_recipe_{path.parent.name}_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and worker processes look their module up by name
     spec.loader.exec_module(module)
@@ -89,7 +90,7 @@ def load_recipe(name: str) -> ModuleType:
 def run(settings_class: type[S], build: Callable[[S], Parts], argv: Sequence[str] | None = None) -> None:
     """Parse the command line into the recipe's settings and train. `argv` is sys.argv[1:] if None.
 
-    Raises UserError for what the user can mend; unknown or ill-typed options end the process with status 2, as tyro says.
+    Raises UserError for what the user can mend; unknown or ill-typed options end the process with status 2.
     """
     from mmssl.training.loop import train
 

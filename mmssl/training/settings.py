@@ -34,7 +34,7 @@ class Settings:
     out: Path
     """Folder of the run. The same command again goes on where it stopped."""
     init: str | None = None
-    """Start from this Hugging Face checkpoint: a Hub id or a folder. Its architecture replaces the encoder's settings."""
+    """Start from this Hugging Face checkpoint (Hub id or folder). Its architecture wins over the encoder's settings."""
 
     epochs: float = 100.0
     """Passes over the data (clips cut from one file by repeated sampling count as one pass)."""
@@ -75,7 +75,8 @@ class Settings:
     keep: int = 2
     """Checkpoints kept."""
     probe_every: int | None = None
-    """Steps between two probes (nearest neighbours, signs of collapse) and pictures; a tenth of the run if not given, 0 for never."""
+    """Steps between two probes (nearest neighbours, signs of collapse) and pictures; a tenth of the run if not given,
+    0 for never."""
     max_bad_share: float = 0.05
     """The run stops when more than this share of the files it tried cannot be read."""
     tensorboard: bool = False

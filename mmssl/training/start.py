@@ -44,15 +44,16 @@ def make_accelerator(settings: Settings) -> Accelerator:
     accumulate = int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"))
     if accumulate not in (1, settings.accumulate):
         raise UserError(
-            f"Accelerate's configuration says {accumulate} gradient accumulation steps and the run {settings.accumulate}: "
-            f"give --accumulate {accumulate}, or take it out of the configuration."
+            f"Accelerate's configuration says {accumulate} gradient accumulation steps and the run "
+            f"{settings.accumulate}: give --accumulate {accumulate}, or take it out of the configuration."
         )
     accelerator = Accelerator(
         mixed_precision=settings.precision,
         log_with="tensorboard" if settings.tensorboard else None,
         project_dir=settings.out / "tensorboard" if settings.tensorboard else None,
         kwargs_handlers=[
-            # Buffers are kept equal by their objectives, or averaged at checkpoints (batch norm): 100 MB of queue cost 70 ms a broadcast.
+            # Objectives keep their buffers equal, and batch norm is averaged at checkpoints: 100 MB of queue would cost
+            # 70 ms a broadcast.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(
                 timeout=timedelta(hours=1)
@@ -84,8 +85,8 @@ def check_out(settings: Settings, recipe: str) -> None:
         for option, value in flat(as_json(settings)).items():
             if option.split(".")[0] not in FREE and before.get(option) != value:
                 raise UserError(
-                    f"{settings.out} holds a run of {recipe} with --{option.replace('_', '-')} {before.get(option)}, and "
-                    f"this command says {value}: give the same value to go on with it, or choose another --out."
+                    f"{settings.out} holds a run of {recipe} with --{option.replace('_', '-')} {before.get(option)}, "
+                    f"and this command says {value}: give the same value to go on with it, or choose another --out."
                 )
     with writing(settings.out):
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def write_recipe(settings: Settings, recipe: str, command: str, accelerator: Acc
 
 
 def as_json(settings: Settings) -> dict[str, Any]:
-    """Settings as JSON gives them back; a local data folder by its full path, since the command may come from elsewhere."""
+    """Settings as JSON gives them back; a local data folder by its full path: commands may come from elsewhere."""
     content = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
     if os.path.exists(settings.data):  # unlike Path.exists, False where a folder above may not be read
         content["data"] = str(Path(settings.data).resolve())

@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree
 
+from mmssl.training.momentum import local, whole
 from mmssl.types import Batch, ObjectiveOutput
 
-# FSDP2 finds the tensors of an output through PyTorch's tree registry, to hook its backward; unregistered dataclasses are
-# leaves to it, and the root's parameters would not be gathered. Batch stays a leaf on purpose: its views cross uncast.
+# FSDP2 finds the tensors of an output through PyTorch's tree registry, to hook its backward; unregistered dataclasses
+# are leaves to it, and the root's parameters would not be gathered. Batch stays a leaf: its views cross uncast.
 _pytree.register_dataclass(ObjectiveOutput)
 
 
@@ -40,7 +40,7 @@ class StepOutput:
 
 class LossScale:
     """Dynamic loss scale of fp16, without the look at the device that GradScaler.step takes: halved after an overflow,
-    doubled after 2000 steps without one (Micikevicius et al. 2018, section 3.2). Accelerate's scaler holds the scale."""
+    doubled after 2000 steps without one (Micikevicius et al. 2018, section 3.2). Accelerate's scaler holds it."""
 
     def __init__(self, scaler: torch.amp.GradScaler, device: torch.device, growth_interval: int = 2000) -> None:
         self.scaler, self.growth_interval = scaler, growth_interval
@@ -80,8 +80,9 @@ def train_step(
 ) -> StepOutput:
     """One optimiser step over `micro_batches` batches, on all processes together; never waits for the device.
 
-    Each micro-batch back-propagates loss x count. The gradients, averaged over processes by DDP or FSDP, are then divided by
-    the count of the whole step over the number of processes, so that every term weighs the same whatever its micro-batch.
+    Each micro-batch back-propagates loss x count. The gradients, averaged over processes by DDP or FSDP, are then
+    divided by the count of the whole step over the number of processes: every term weighs the same, whatever its
+    micro-batch.
 
     Args:
         objective: as prepared by `accelerator`; called as objective(batch, what="loss").
@@ -150,17 +151,8 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
     return [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The shard that this process holds; scaling it scales the whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def reduced(accelerator: Accelerator, metrics: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Count-weighted means over all processes; waits for the device, so for log steps only. Every process must call it."""
+    """Count-weighted means over all processes. Collective, and it waits for the device: for log steps only."""
     if not metrics:
         return {}
     table = torch.stack([torch.stack(pair) for pair in metrics.values()])

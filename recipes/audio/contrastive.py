@@ -1,13 +1,13 @@
 """Contrast two segments of a recording with those of other recordings (COLA's task).
 
-paper      Saeed, Grangier, Zeghidour 2021, Contrastive Learning of General-Purpose Audio Representations, arXiv:2010.10915
+paper      Saeed et al. 2021, Contrastive Learning of General-Purpose Audio Representations, arXiv:2010.10915
 command    mmssl pretrain audio/contrastive --data DIR --out DIR
            convolutional: --encoder.arch resnet18; a ViT with SimCLR's loss: --similarity cosine --temperature 0.1
 hardware   paper: 500 epochs of AudioSet on TPUs
 published  Speech Commands v2 (35 classes), linear: 62.4 % (EfficientNet-B0, AudioSet)
 ours       not measured yet
-difference the paper encodes 64 log-mel bands with EfficientNet-B0 and maximum pooling; here it is AST's 128-band front end with
-           a ViT or a ResNet, and mean pooling
+difference the paper encodes 64 log-mel bands with EfficientNet-B0 and maximum pooling; here it is AST's 128-band front
+           end with a ViT or a ResNet, and mean pooling
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mmssl.training.settings import Settings as Common
 
 @dataclass(kw_only=True)
 class Settings(Common):
-    """COLA (Saeed et al. 2021): two segments of a recording attract, those of all other recordings of the batch repel."""
+    """COLA (Saeed et al. 2021): two segments of a recording attract, those of other recordings of the batch repel."""
 
     input: AudioSpec = field(default_factory=lambda: AudioSpec(frames=96))
     """Segments of about one second."""
-    encoder: EncoderSettings = field(default_factory=lambda: EncoderSettings(width=384, heads=6))
-    """ViT-S."""
+    encoder: EncoderSettings = field(default_factory=lambda: EncoderSettings(width=384, heads=6, prefix=2))
+    """ViT-S with AST's two prefix tokens."""
     out_width: int = 512
     """Width of the projection that the loss compares."""
     similarity: Literal["bilinear", "cosine"] = "bilinear"
@@ -40,7 +40,7 @@ class Settings(Common):
     symmetric: bool = False
     """Both segments are anchors, as in SimCLR; COLA has the first only."""
     noise: float = 0.4
-    """Noise added to the second segment, over the loudness of the segment (the paper's 0.001 of a whole 10 s clip); 0 for none."""
+    """Noise added to the second segment, over its loudness (the paper's 0.001 of a whole 10 s clip); 0 for none."""
     short: Literal["pad", "loop"] = "pad"
     """A recording shorter than a segment is followed by zeros, or repeated."""
 

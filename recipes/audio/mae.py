@@ -6,8 +6,9 @@ command    mmssl pretrain audio/mae --data DIR --out DIR
 hardware   paper: 33 epochs of AudioSet-2M on 64 V100
 published  AudioSet-2M fine-tuned 47.3 mAP, AudioSet-20k 37.1, ESC-50 94.1, Speech Commands v2 98.3 %
 ours       not measured yet
-difference the paper's decoder attends in shifted local windows and its spectrograms are rolled and scaled at random; here the
-           decoder attends globally, and a view is a random segment of the recording
+difference the paper's decoder attends in shifted local windows and its spectrograms are rolled and scaled at random;
+           here the decoder attends globally, a view is a random segment of the recording, and there are AST's two prefix
+           tokens instead of one, so that transformers' ASTModel loads the encoder
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class Decoder:
 
 @dataclass(kw_only=True)
 class Settings(Common):
-    """Audio-MAE (Huang et al. 2022): hide 80 % of the patches of a spectrogram, encode the rest, predict the hidden values."""
+    """Audio-MAE (Huang et al. 2022): hide 80 % of a spectrogram's patches, encode the rest, predict the hidden."""
 
     input: AudioSpec = field(default_factory=AudioSpec)
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    """ViT-B."""
+    encoder: EncoderSettings = field(default_factory=lambda: EncoderSettings(prefix=2))
+    """ViT-B with AST's two prefix tokens."""
     decoder: Decoder = field(default_factory=Decoder)
     mask: Literal["random", "time-frequency"] = "random"
     """Hide patches anywhere, or whole rows and columns."""

@@ -30,7 +30,7 @@ class Decoder:
 
 @dataclass(kw_only=True)
 class Settings(Common):
-    """Masked autoencoder on images (He et al. 2021): hide 75 % of the patches, encode the rest, predict the hidden pixels."""
+    """MAE (He et al. 2021): hide 75 % of an image's patches, encode the rest, predict the hidden pixels."""
 
     input: ImageSpec = field(default_factory=ImageSpec)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
@@ -53,6 +53,8 @@ class Settings(Common):
 
 def build(settings: Settings) -> Parts:
     encoder = build_encoder(settings.input, settings.encoder, settings.init)
+    spec = encoder.spec
+    assert isinstance(spec, ImageSpec)
     objective = MaskedAutoencoder(
         encoder,
         mask=RandomMask(settings.mask_ratio),
@@ -61,7 +63,7 @@ def build(settings: Settings) -> Parts:
         decoder_heads=settings.decoder.heads,
         target="patch_norm_joint" if settings.norm_pixels else "pixels",
     )
-    return Parts(objective, ImageViews(size=encoder.spec.size, scale=settings.scale))
+    return Parts(objective, ImageViews(size=spec.size, scale=settings.scale))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 paper      Chen et al. 2020, Improved Baselines with Momentum Contrastive Learning, arXiv:2003.04297
 command    mmssl pretrain image/moco_v2 --data DIR --out DIR
-           small images: --encoder.arch resnet18 --encoder.stem cifar --input.size 32 --blur 0 --queue 4096 --momentum 0.99
+           small images: --encoder.arch resnet18 --encoder.stem cifar --input.size 32 --blur 0 --queue 4096
+                         --momentum 0.99
 hardware   paper: 200 epochs of ImageNet-1k in 53 h on 8 V100
 published  ImageNet-1k, ResNet-50, 200 epochs, linear: 67.5 %
 ours       not measured yet
@@ -59,6 +60,8 @@ class Settings(Common):
 
 def build(settings: Settings) -> Parts:
     encoder = build_encoder(settings.input, settings.encoder, settings.init)
+    spec = encoder.spec
+    assert isinstance(spec, ImageSpec)
     objective = MoCo(
         encoder,
         queue=settings.queue,
@@ -70,7 +73,7 @@ def build(settings: Settings) -> Parts:
         symmetric=settings.symmetric,
     )
     colour = Photometric(names=objective.views, p_grey=settings.grey, p_blur=settings.blur)  # jitter .4, .4, .4, .1
-    views = ImageViews(size=encoder.spec.size, names=objective.views, scale=settings.scale)
+    views = ImageViews(size=spec.size, names=objective.views, scale=settings.scale)
     return Parts(objective, views, [colour])
 
 

@@ -2,7 +2,8 @@
 
 paper      Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, arXiv:2002.05709
 command    mmssl pretrain image/simclr --data DIR --out DIR
-           small images: --encoder.arch resnet18 --encoder.stem cifar --input.size 32 --blur 0 --strength 0.5 --temperature 0.5
+           small images: --encoder.arch resnet18 --encoder.stem cifar --input.size 32 --blur 0 --strength 0.5
+                         --temperature 0.5
 hardware   paper: 100 epochs of ImageNet-1k about 6 h on 32 TPU v3
 published  ImageNet-1k, ResNet-50, linear: 64.5 % (100 epochs), 69.3 % (1000 epochs)
 ours       not measured yet
@@ -24,7 +25,7 @@ from mmssl.training.settings import Settings as Common
 
 @dataclass(kw_only=True)
 class Settings(Common):
-    """SimCLR (Chen et al. 2020): two augmented views of an image attract, those of all other images of the batch repel."""
+    """SimCLR (Chen et al. 2020): two augmented views of an image attract, those of other images of the batch repel."""
 
     input: ImageSpec = field(default_factory=ImageSpec)
     encoder: EncoderSettings = field(default_factory=lambda: EncoderSettings(arch="resnet50"))
@@ -55,6 +56,8 @@ class Settings(Common):
 
 def build(settings: Settings) -> Parts:
     encoder = build_encoder(settings.input, settings.encoder, settings.init)
+    spec = encoder.spec
+    assert isinstance(spec, ImageSpec)
     objective = Contrastive(
         encoder,
         hidden=settings.hidden,
@@ -71,7 +74,7 @@ def build(settings: Settings) -> Parts:
         p_grey=settings.grey,
         p_blur=settings.blur,
     )
-    views = ImageViews(size=encoder.spec.size, names=objective.views, scale=settings.scale)
+    views = ImageViews(size=spec.size, names=objective.views, scale=settings.scale)
     return Parts(objective, views, [colour])
 
 

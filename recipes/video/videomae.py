@@ -33,7 +33,7 @@ class Decoder:
 
 @dataclass(kw_only=True)
 class Settings(Common):
-    """VideoMAE (Tong et al. 2022): hide 90 % of a clip in tubes through time, encode the rest, predict the hidden pixels."""
+    """VideoMAE (Tong et al. 2022): hide 90 % of a clip in tubes through time, encode the rest, predict the hidden."""
 
     input: VideoSpec = field(default_factory=VideoSpec)
     encoder: EncoderSettings = field(

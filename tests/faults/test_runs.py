@@ -1,8 +1,8 @@
-"""What can go wrong around a run ends in one clear sentence that names the thing and the remedy, with every earlier checkpoint
-intact; a broken checkpoint or a bad batch does not end it at all.
+"""What can go wrong around a run ends in one clear sentence that names the thing and the remedy, with every earlier
+checkpoint intact; a broken checkpoint or a bad batch does not end it at all.
 
-The disk is filled for real where that is possible (a file size limit of the process, /dev/full), and OUT is made read-only for
-another user, since root may write anywhere.
+The disk is filled for real where that is possible (a file size limit of the process, /dev/full), and OUT is made
+read-only for another user, since root may write anywhere.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def test_changed_data_is_refused(
     assert "10" in said
 
 
-# -------------------------------------------------------------------------------------------------- bad batches, bad files
+# --------------------------------------------------------------------------------------------- bad batches, bad files
 
 
 def test_nan_batch_is_skipped_and_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""LARS equals a float64 NumPy recomputation of SimCLR's update over several steps with a changing rate, and lightly's LARS where
-the two agree by definition; groups follow the objective; a step with `found_inf` changes nothing, also the very first one;
-the schedule has the values that the formula gives by hand."""
+"""LARS equals a float64 NumPy recomputation of SimCLR's update over several steps with a changing rate, and lightly's
+LARS where the two agree by definition; SGD equals PyTorch's; groups follow the objective; a step with `found_inf` changes
+nothing, also the very first one; the schedule has the values that the formula gives by hand."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightly.utils.lars import LARS as LightlyLARS
 from torch import Tensor, nn
 
 from mmssl.objectives.base import Objective
-from mmssl.training.lars import LARS
-from mmssl.training.optim import build_optimizer, prime, set_lr
+from mmssl.training.momentum import LARS, SGD
+from mmssl.training.optim import build_optimizer, set_lr
 from mmssl.training.schedule import warmup_cosine
 from mmssl.training.settings import Settings
 
@@ -41,8 +41,8 @@ def test_lars_is_simclrs_update() -> None:
 
 
 def test_lars_is_lightlys_where_they_agree() -> None:
-    """At a constant rate the rate may stand in- or outside the velocity; lightly's |g| + decay |w| is |g + decay w| where g is
-    parallel to w, as in the first step here."""
+    """At a constant rate the rate may stand in- or outside the velocity; lightly's |g| + decay |w| is |g + decay w|
+    where g is parallel to w, as it is here."""
     start = torch.randn(5, 4, dtype=torch.float64)
     a, b = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     ours = LARS([a], lr=3.0, momentum=0.9, weight_decay=0.01)
@@ -52,6 +52,19 @@ def test_lars_is_lightlys_where_they_agree() -> None:
         ours.step()
         theirs.step()
         torch.testing.assert_close(a, b, rtol=1e-7, atol=0)
+
+
+def test_sgd_is_pytorchs() -> None:
+    start = torch.randn(5, 4, dtype=torch.float64)
+    a, b = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    ours, theirs = SGD([a], lr=0.1, weight_decay=0.01), torch.optim.SGD([b], lr=0.1, momentum=0.9, weight_decay=0.01)
+    for lr in (0.1, 0.5, 0.2):
+        a.grad = torch.randn_like(start)
+        b.grad = a.grad.clone()
+        ours.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = lr
+        ours.step()
+        theirs.step()
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
 class Model(Objective):
@@ -69,7 +82,6 @@ def test_groups_and_skipped_steps(name: str) -> None:
         model,
         Settings(data="", out=Path(), optimizer=name, weight_decay=0.1, base_lr=0.1),  # type: ignore[arg-type]
     )
-    prime(optimizer)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays[id(model.encoder.weight)] == 0.1
     assert not decays[id(model.encoder.bias)]
@@ -102,13 +114,12 @@ def test_groups_and_skipped_steps(name: str) -> None:
         twin,
         Settings(data="", out=Path(), optimizer=name, weight_decay=0.1, base_lr=0.1),  # type: ignore[arg-type]
     )
-    prime(optimizer)
     set_lr(optimizer, 0.1)
     step(0.0, 1.0)
     step(0.0, 1.0)
     for a, b in zip(skipped.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert not torch.equal(before[0], skipped.encoder.weight)
+    assert not torch.equal(before[0], next(skipped.parameters()))
 
 
 def test_schedule() -> None:

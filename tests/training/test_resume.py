@@ -1,5 +1,5 @@
-"""A run killed with SIGKILL at any step, or stopped with Ctrl-C, and restarted by the same command logs the same losses and
-ends with the same weights, bit for bit, as one left alone; also with another number of loader workers.
+"""A run killed with SIGKILL at any step, or stopped with Ctrl-C, and restarted by the same command logs the same losses
+and ends with the same weights, bit for bit, as one left alone; also with another number of loader workers.
 
 The reference is the run left alone. Drop path is on, so that generators that were not restored would show.
 """
@@ -79,8 +79,8 @@ def test_seed_and_weights_decide(data: Path, alone: Path, tmp_path: Path) -> Non
 
 
 def test_accumulation_changes_nothing(data: Path, alone: Path, tmp_path: Path) -> None:
-    """8 micro-batches of 1 sample give what 1 of 8 gives, for an objective without in-batch negatives and without drop path,
-    whose draws go by micro-batch."""
+    """8 micro-batches of 1 sample give what 1 of 8 gives, for an objective without in-batch negatives and without drop
+    path, whose draws go by micro-batch."""
     for accumulate in ("1", "8"):
         pretrain(
             "image/mae",

@@ -1,6 +1,6 @@
-"""The step function against plain PyTorch: gradients of micro-batches with unequal counts equal those of one large batch, clipping
-acts on the gradient of the mean, a batch that gives NaN changes nothing (parameters, optimiser, batch norm, queue), and the fp16
-loss scale halves and doubles as its paper says."""
+"""The step function against plain PyTorch: gradients of micro-batches with unequal counts equal those of one large
+batch, clipping acts on the gradient of the mean, a batch that gives NaN changes nothing (parameters, optimiser, batch
+norm, queue), and the fp16 loss scale halves and doubles as its paper says."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from mmssl.types import Batch, ObjectiveOutput
 
 class Toy(Objective):
     """A mean over the samples whose first value is above 0: another count in every micro-batch."""
+
+    steps: Tensor
 
     def __init__(self, norm: bool = False) -> None:
         super().__init__(cast(nn.Module, nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4) if norm else nn.Tanh())))  # type: ignore[arg-type]
@@ -94,13 +96,13 @@ def test_a_bad_batch_leaves_no_trace(bad: float) -> None:
     spoilt[2, 1] = bad
     train_step(accelerator, model, optimizer, [batch(good)], micro_batches=1, step=0, total=3)
     before = {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
-    momentum = [state["momentum_buffer"].clone() for state in optimizer.state.values()]
+    momentum = [state["velocity"].clone() for state in optimizer.state.values()]
     output = train_step(accelerator, model, optimizer, map(batch, [good, spoilt]), micro_batches=2, step=1, total=3)
     assert not output.applied
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value), name
     for old, state in zip(momentum, optimizer.state.values(), strict=True):
-        assert torch.equal(old, state["momentum_buffer"])
+        assert torch.equal(old, state["velocity"])
     assert train_step(accelerator, model, optimizer, [batch(good)], micro_batches=1, step=2, total=3).applied
     assert model.steps == 2
 
