@@ -104,8 +104,9 @@ def trace(out: Path) -> list[dict[str, Any]]:
 def side_by_side(
     processes: int, port: int, arguments: list[str], before: Callable[[], None] | None = None
 ) -> list[int]:
-    """The command on several CPU processes over gloo, with what torchrun would set; much sooner than torchrun, since
-    all of them come from one process that has imported everything. Each calls `before` first. Returns their exit codes."""
+    """The command on several CPU processes over gloo, with what torchrun would set; much sooner than torchrun,
+    since all of them come from one process that has imported everything. Each calls `before` first. Returns their
+    exit codes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.runs", "mmssl.training.loop", "mmssl.objectives.moco"])
     children = [

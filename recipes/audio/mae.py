@@ -7,8 +7,8 @@ hardware   paper: 33 epochs of AudioSet-2M on 64 V100
 published  AudioSet-2M fine-tuned 47.3 mAP, AudioSet-20k 37.1, ESC-50 94.1, Speech Commands v2 98.3 %
 ours       not measured yet
 difference the paper's decoder attends in shifted local windows and its spectrograms are rolled and scaled at random;
-           here the decoder attends globally, a view is a random segment of the recording, and there are AST's two prefix
-           tokens instead of one, so that transformers' ASTModel loads the encoder
+           here the decoder attends globally, a view is a random segment of the recording, and AST's two prefix tokens
+           stand in place of one, so that transformers' ASTModel loads the encoder
 """
 
 from __future__ import annotations

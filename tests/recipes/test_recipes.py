@@ -1,6 +1,6 @@
 """Every recipe, as the command line runs it, on real files: it trains, resumes where it stopped, exports an encoder
-that loads again and that transformers' AutoModel loads where the layout is one of its own, and leaves pictures and report.
-The papers' values are compared with a table typed from the papers and their official code.
+that loads again and that transformers' AutoModel loads where the layout is one of its own, and leaves pictures and
+report. The papers' values are compared with a table typed from the papers and their official code.
 """
 
 from __future__ import annotations

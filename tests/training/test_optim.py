@@ -1,6 +1,6 @@
-"""LARS equals a float64 NumPy recomputation of SimCLR's update over several steps with a changing rate, and lightly's
-LARS where the two agree by definition; SGD equals PyTorch's; groups follow the objective; a step with `found_inf` changes
-nothing, also the very first one; the schedule has the values that the formula gives by hand."""
+"""LARS equals a float64 NumPy recomputation of SimCLR's update over several steps with a changing rate, and
+lightly's LARS where the two agree by definition; SGD equals PyTorch's; groups follow the objective; a step with
+`found_inf` changes nothing, also the very first one; the schedule has the values that the formula gives by hand."""
 
 from __future__ import annotations
 
