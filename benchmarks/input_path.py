@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from timing import alternate, table, timings
 
+from mmssl.data.crops import multiscale_box
 from mmssl.data.index import Index
 from mmssl.data.sources import open_source
-from mmssl.data.views import VideoViews, multiscale_box
+from mmssl.data.views import VideoViews
 
 SIZE, FRAMES, STRIDE = 224, 16, 4
 
@@ -51,7 +52,7 @@ def videomae_way(path: Path) -> Callable[[], object]:
         reader = decord.VideoReader(str(path), num_threads=1)
         start = int(rng.integers(len(reader) - (FRAMES - 1) * STRIDE))
         frames = reader.get_batch(range(start, start + FRAMES * STRIDE, STRIDE)).asnumpy()
-        top, left, height, width = multiscale_box(*frames.shape[1:3], rng, SIZE)
+        top, left, height, width = multiscale_box(frames.shape[1], frames.shape[2], rng, SIZE)
         pictures = [
             Image.fromarray(frame)
             .crop((left, top, left + width, top + height))

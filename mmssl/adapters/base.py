@@ -25,16 +25,20 @@ class Front(nn.Module, ABC):
     channels: int
 
     @abstractmethod
-    def raw(self, view: Tensor) -> Tensor:
-        """A view of raw media as [B,C,T,H,W] of its own type, not normalised (spectrogram: log-mel values [B,1,1,F,T])."""
+    def raw(self, view: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """A view of raw media as [B,C,T,H,W] of its own type, not normalised (spectrogram: log-mel values [B,1,1,F,T]).
+
+        Args:
+            lengths: int64 [B], real samples of each padded waveform; clips show their last frame again and need none.
+        """
 
     @abstractmethod
     def normalise(self, raw: Tensor, channel: int) -> Tensor:
         """Any cut of raw media -> fp32 as the first layer sees it; `channel` is the dimension of its channels."""
 
-    def forward(self, view: Tensor) -> Tensor:
+    def forward(self, view: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalised fp32 pixels [B,C,T,H,W] of a view of raw media (spectrogram: [B,1,1,F,T])."""
-        return self.normalise(self.raw(view), 1)
+        return self.normalise(self.raw(view, lengths), 1)
 
     @abstractmethod
     def denormalise(self, pixels: Tensor) -> Tensor:
@@ -77,9 +81,9 @@ class Adapter(nn.Module, ABC):
         t, h, w = self.patch
         return t * h * w * self.front.channels
 
-    def pixels(self, view: Tensor) -> Tensor:
+    def pixels(self, view: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalised fp32 pixels [B,C,T,H,W] of a view of raw media."""
-        return self.front(view)
+        return self.front(view, lengths)
 
     def denormalise(self, pixels: Tensor) -> Tensor:
         return self.front.denormalise(pixels)
@@ -102,29 +106,30 @@ class Adapter(nn.Module, ABC):
         cells = patches.reshape(patches.shape[0], T, H, W, t, h, w, patches.shape[-1])
         return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(patches.shape[0], patches.shape[-1], T * t, H * h, W * w)
 
-    def forward(self, view: Tensor, keep: Tensor | None = None) -> Tokens:
+    def forward(self, view: Tensor, keep: Tensor | None = None, lengths: Tensor | None = None) -> Tokens:
         """Tokens of a view of raw media.
 
         Args:
+            lengths: int64 [B], see `Front.raw`.
             keep: int64 [B,V]; if given, only these patches are projected, in this order, and x is [B,V,D]: where nine
                 tenths of a clip are masked, nine tenths need no projection.
 
         Raises:
             UserError: the view is not a whole number of patches.
         """
-        rows, grid = self._rows(view, keep)
+        rows, grid = self._rows(view, keep, lengths)
         weight = self.projection.weight
         # Parameters may be bf16 (FSDP) while pixels are always fp32.
         x = F.linear(rows.flatten(2).to(weight.dtype), weight.flatten(1), self.projection.bias)
         return Tokens(x=x, grid=grid)
 
-    def targets(self, view: Tensor, keep: Tensor) -> Tensor:
-        """Normalised fp32 patches [B,M,K,C] at the indices keep [B,M]: `patches(pixels(view))`, but only what is asked for."""
-        return self._rows(view, keep)[0].transpose(2, 3)
+    def targets(self, view: Tensor, keep: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Normalised fp32 patches [B,M,K,C] at the indices keep [B,M]: `patches(pixels(view))`, only what is asked for."""
+        return self._rows(view, keep, lengths)[0].transpose(2, 3)
 
-    def _rows(self, view: Tensor, keep: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:
-        """Normalised fp32 patches [B,N or V,C,K] and the grid. Picked first and normalised then: uint8 is cheap to copy."""
-        windows = self._windows(self.front.raw(view))
+    def _rows(self, view: Tensor, keep: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:
+        """Normalised fp32 patches [B,N or V,C,K] and the grid. Picked, then normalised: uint8 is cheap to copy."""
+        windows = self._windows(self.front.raw(view, lengths))
         B, T, H, W, C = windows.shape[:5]
         rows = windows.reshape(B, T * H * W, C, -1)
         if keep is not None:

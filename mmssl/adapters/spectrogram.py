@@ -41,9 +41,13 @@ class LogMel(Front):
         self.register_buffer("window", torch.hann_window(self.length, periodic=False), persistent=False)
         self.register_buffer("mel", F.pad(banks, (0, 1)).T.contiguous(), persistent=False)
 
-    def raw(self, view: Tensor) -> Tensor:
+    def raw(self, view: Tensor, lengths: Tensor | None = None) -> Tensor:
         with torch.autocast(view.device.type, enabled=False):
             mel = self.fbank(view.float())
+        if lengths is not None:
+            frames = torch.div(lengths - self.length, self.shift, rounding_mode="floor") + 1  # snipped edges
+            padding = torch.arange(mel.shape[1], device=mel.device) >= frames.unsqueeze(1)
+            mel = mel.masked_fill(padding.unsqueeze(2), 0.0)
         return F.pad(mel, (0, 0, 0, self.spec.frames - mel.shape[1])).transpose(1, 2)[:, None, None]
 
     def normalise(self, raw: Tensor, channel: int) -> Tensor:

@@ -15,7 +15,7 @@ class VideoPixels(Pixels):
         super().__init__(spec.mean, spec.std)
         self.spec = spec
 
-    def raw(self, view: Tensor) -> Tensor:
+    def raw(self, view: Tensor, lengths: Tensor | None = None) -> Tensor:
         return view.transpose(1, 2)
 
 

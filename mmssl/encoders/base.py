@@ -30,7 +30,7 @@ class Encoder(nn.Module, ABC):
     pooling: str
 
     @abstractmethod
-    def forward(self, view: Tensor, *, hidden: bool = False) -> Encoded:
+    def forward(self, view: Tensor, *, lengths: Tensor | None = None, hidden: bool = False) -> Encoded:
         """Encode views [B,3,H,W], [B,T,3,H,W] or [B,S]; `hidden` adds the states of every layer."""
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -56,7 +56,7 @@ class TokenEncoder(Encoder):
     adapter: Adapter
 
     @abstractmethod
-    def tokenize(self, view: Tensor, *, keep: Tensor | None = None) -> Tokens:
+    def tokenize(self, view: Tensor, *, keep: Tensor | None = None, lengths: Tensor | None = None) -> Tokens:
         """Adapter output with the positions of its grid filled in (not added).
 
         With `keep` (int64 [B,V]) only those patches are projected: `encode(tokenize(view, keep=keep))` equals
@@ -81,5 +81,5 @@ class TokenEncoder(Encoder):
             mask_token: [D].
         """
 
-    def forward(self, view: Tensor, *, hidden: bool = False) -> Encoded:
-        return self.encode(self.tokenize(view), hidden=hidden)
+    def forward(self, view: Tensor, *, lengths: Tensor | None = None, hidden: bool = False) -> Encoded:
+        return self.encode(self.tokenize(view, lengths=lengths), hidden=hidden)

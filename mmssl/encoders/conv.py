@@ -61,8 +61,8 @@ class ConvEncoder(Encoder):
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
-    def forward(self, view: Tensor, *, hidden: bool = False) -> Encoded:
-        pixels = self.front(view).squeeze(2)
+    def forward(self, view: Tensor, *, lengths: Tensor | None = None, hidden: bool = False) -> Encoded:
+        pixels = self.front(view, lengths).squeeze(2)
         x = self.maxpool(self.relu(self.bn1(self.conv1(pixels.to(self.conv1.weight.dtype)))))
         states = [x]
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):

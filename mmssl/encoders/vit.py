@@ -190,8 +190,8 @@ class ViT(TokenEncoder):
             if isinstance(token, nn.Parameter):
                 nn.init.normal_(token, std=0.02)
 
-    def tokenize(self, view: Tensor, *, keep: Tensor | None = None) -> Tokens:
-        tokens = self.adapter(view, keep)
+    def tokenize(self, view: Tensor, *, keep: Tensor | None = None, lengths: Tensor | None = None) -> Tokens:
+        tokens = self.adapter(view, keep, lengths)
         pos = interpolate(self.pos, self.adapter.grid, tokens.grid)
         if keep is not None:
             pos = _gather(pos.expand(len(keep), -1, -1), keep)

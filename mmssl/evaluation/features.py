@@ -119,11 +119,13 @@ def _compute(
                 )
             if chunk.views is None:
                 continue
-            for view in chunk.views.split(batch_size):
+            for start in range(0, len(chunk.views), batch_size):
+                few = slice(start, start + batch_size)
                 for encoder, found in zip(encoders, parts, strict=True):
                     place = next(encoder.parameters()).device
+                    lengths = None if chunk.lengths is None else chunk.lengths[few].to(place)
                     with torch.autocast(place.type, enabled=False):
-                        found.append(encoder(view.to(place)).pooled.float().cpu())
+                        found.append(encoder(chunk.views[few].to(place), lengths=lengths).pooled.float().cpu())
             rows.append(chunk.rows)
             classes.append(chunk.classes)
     shared = {

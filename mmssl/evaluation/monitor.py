@@ -86,7 +86,11 @@ class Monitor:
         files = Files(source, evaluation_views(spec), rows, seed)
         chunks = read_views(files, batch_size=batch_size, workers=workers)
         self.batches = [
-            Batch(views={"view": chunk.views}, index=torch.from_numpy(chunk.rows))
+            Batch(
+                views={"view": chunk.views},
+                index=torch.from_numpy(chunk.rows),
+                lengths={} if chunk.lengths is None else {"view": chunk.lengths},
+            )
             for chunk in chunks
             if chunk.views is not None
         ]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mmssl.data.views import Views
 
 Item = TypeVar("Item")
-Read = tuple[int, list[Tensor] | str, list[int]]
-"""(row, its views or why they cannot be read, the class that each view gives or -1)."""
+Read = tuple[int, list[tuple[Tensor, int]] | str, list[int]]
+"""(row, its views with their real lengths or why they cannot be read, the class that each view gives or -1)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Files(Dataset):
             samples = self.views(self.source.media(row), np.random.default_rng((self.seed, row)))
         except (UnreadableMedia, OSError, ValueError) as error:
             return row, str(error), []
-        views = [next(iter(sample.views.values())) for sample in samples]
+        views = [(view, sample.lengths.get(name, -1)) for sample in samples for name, view in sample.views.items()]
         return row, views, [int(sample.targets.get("class", -1)) for sample in samples]
 
 
@@ -57,6 +57,8 @@ class Chunk:
 
     views: Tensor | None
     """Raw media [B,...]; None when no file of the chunk could be read."""
+    lengths: Tensor | None
+    """int64 [B]: real samples or frames of each view; None where views are never padded."""
     rows: np.ndarray
     """int64 [B]."""
     classes: np.ndarray
@@ -67,6 +69,7 @@ class Chunk:
     @staticmethod
     def collate(files: list[Read]) -> Chunk:
         views: list[Tensor] = []
+        lengths: list[int] = []
         rows: list[int] = []
         classes: list[int] = []
         skipped = []
@@ -74,11 +77,13 @@ class Chunk:
             if isinstance(found, str):
                 skipped.append((row, found))
                 continue
-            views += found
+            views += [view for view, _ in found]
+            lengths += [length for _, length in found]
             classes += given
             rows += [row] * len(found)
         stacked = torch.stack(views) if views else None
-        return Chunk(stacked, np.array(rows, np.int64), np.array(classes, np.int64), tuple(skipped))
+        real = torch.tensor(lengths) if lengths and lengths[0] >= 0 else None
+        return Chunk(stacked, real, np.array(rows, np.int64), np.array(classes, np.int64), tuple(skipped))
 
 
 def read_views(files: Files, *, batch_size: int, workers: int, title: str | None = None) -> Iterator[Chunk]:

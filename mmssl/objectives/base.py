@@ -57,15 +57,14 @@ class Objective(nn.Module):
         if what == "loss":
             return self.loss(batch)
         if what == "embed":
-            view = batch.views["view"] if "view" in batch.views else batch.views[self.views[0]]
-            return self.embed(view)
+            return self.embed(batch, "view" if "view" in batch.views else self.views[0])
         return self.pictures(batch)
 
     def loss(self, batch: Batch) -> ObjectiveOutput:
         raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
-    def embed(self, view: Tensor) -> Tensor:
-        return self.encoder(view).pooled
+    def embed(self, batch: Batch, name: str) -> Tensor:
+        return self.encoder(batch.views[name], lengths=batch.lengths.get(name)).pooled
 
     def pictures(self, batch: Batch) -> dict[str, Picture]:
         return {}

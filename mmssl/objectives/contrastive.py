@@ -70,9 +70,9 @@ class Contrastive(Objective):
             raise UserError(
                 "A contrastive step needs at least 2 samples, since the others are the negatives: raise the batch size."
             )
-        projected = self.projector(
-            self.encoder(torch.cat([first, second])).pooled
-        ).float()  # [2B,out], all first views before all second
+        lengths = torch.cat([batch.lengths[name] for name in self.views]) if batch.lengths else None
+        pooled = self.encoder(torch.cat([first, second]), lengths=lengths).pooled
+        projected = self.projector(pooled).float()  # [2B,out], all first views before all second
         if self.bilinear is None:
             projected = F.normalize(projected, dim=1)
         everybody = gather(projected)  # [world*2B,out], the one collective of the step
@@ -101,4 +101,4 @@ class Contrastive(Objective):
         )
 
     def pictures(self, batch: Batch) -> dict[str, Picture]:
-        return view_pictures(self.encoder, {name: batch.views[name] for name in self.views})
+        return view_pictures(self.encoder, batch, self.views)

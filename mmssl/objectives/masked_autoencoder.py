@@ -135,11 +135,11 @@ class MaskedAutoencoder(Objective):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def loss(self, batch: Batch) -> ObjectiveOutput:
-        view = batch.views[self.views[0]]
+        view, lengths = batch.views[self.views[0]], batch.lengths.get(self.views[0])
         mask, decoded, weight = self._masks(batch.noise)
-        prediction = self._predict(view, mask.visible, decoded)
+        prediction = self._predict(view, mask.visible, decoded, lengths)
         with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
-            patches = self.require_tokens().adapter.targets(view, decoded)  # [B,R,K,C]
+            patches = self.require_tokens().adapter.targets(view, decoded, lengths)  # [B,R,K,C]
             centre, scale = self._statistics(patches)
             target = ((patches - centre) / scale).flatten(2)
         with torch.autocast(view.device.type, enabled=False):
@@ -154,10 +154,10 @@ class MaskedAutoencoder(Objective):
         decoded = self.decoder_mask(noise["decoder_mask"], self.grid).visible
         return mask, decoded, mask.boolean().gather(1, decoded)
 
-    def _predict(self, view: Tensor, visible: Tensor, decoded: Tensor) -> Tensor:
+    def _predict(self, view: Tensor, visible: Tensor, decoded: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Predicted values [B,R,K*C] of the tokens `decoded` [B,R] from the tokens `visible` [B,V]."""
         encoder = self.require_tokens()
-        tokens = encoder.tokenize(view, keep=visible)
+        tokens = encoder.tokenize(view, keep=visible, lengths=lengths)
         if tokens.grid != self.grid:
             raise UserError(
                 f"The view has a token grid of {tokens.grid} and the encoder was built for {self.grid}: make the "
@@ -177,11 +177,6 @@ class MaskedAutoencoder(Objective):
             x = block(x)
         return self.head(self.norm(x[:, -decoded.shape[1] :]))
 
-    def _patches(self, view: Tensor) -> Tensor:
-        """[B,N,K,C] normalised fp32 pixels."""
-        adapter = self.require_tokens().adapter
-        return adapter.patches(adapter.pixels(view))
-
     def _statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         front = self.require_tokens().adapter.front
         return patch_statistics(patches, self.target, front.std.flatten() if isinstance(front, Pixels) else None)
@@ -192,15 +187,17 @@ class MaskedAutoencoder(Objective):
 
         A prediction is shown with the mean and deviation of the original patch, which its target is without.
         """
-        view = batch.views[self.views[0]][:SAMPLES]
+        adapter, name = self.require_tokens().adapter, self.views[0]
+        view, lengths = batch.views[name][:SAMPLES], batch.lengths.get(name)
+        lengths = None if lengths is None else lengths[:SAMPLES]
         mask, decoded, _ = self._masks({name: draws[:SAMPLES] for name, draws in batch.noise.items()})
-        patches = self._patches(view)
+        patches = adapter.patches(adapter.pixels(view, lengths))  # [B,N,K,C]
         hidden = mask.boolean()[:, :, None, None]
         centre, scale = self._statistics(_pick(patches, decoded))
-        predicted = self._predict(view, mask.visible, decoded).float().unflatten(2, patches.shape[2:]) * scale + centre
+        predicted = self._predict(view, mask.visible, decoded, lengths).float()
+        predicted = predicted.unflatten(2, patches.shape[2:]) * scale + centre
         seen = patches.masked_fill(hidden, 0)
         filled = torch.where(hidden, seen.scatter(1, _index(decoded, predicted), predicted), patches)
-        adapter = self.require_tokens().adapter
         columns = [cells(adapter.front, adapter.unpatches(stage, self.grid)) for stage in (patches, seen, filled)]
         picture = Picture(
             kind=KINDS[adapter.spec.modality],

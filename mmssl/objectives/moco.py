@@ -86,13 +86,13 @@ class MoCo(Objective):
             )
 
     def loss(self, batch: Batch) -> ObjectiveOutput:
-        first, second = (batch.views[name] for name in self.views)
+        first, second = self.views
         order = self._shuffled_order(batch) if self.shuffles else None
-        pairs = [(self._queries(first), self._make_keys(second, order))]  # [B,out] each
+        pairs = [(self._queries(batch, first), self._make_keys(batch, second, order))]  # [B,out] each
         if self.training and torch.is_grad_enabled():
             self._keys.append(pairs[0][1])
         if self.symmetric:
-            pairs.append((self._queries(second), self._make_keys(first, order)))
+            pairs.append((self._queries(batch, second), self._make_keys(batch, first, order)))
         queries, keys = torch.cat([query for query, _ in pairs]), torch.cat([key for _, key in pairs])
         result = info_nce(queries, keys, self.queue, temperature=self.temperature)
         return ObjectiveOutput(
@@ -101,16 +101,19 @@ class MoCo(Objective):
             metrics={"accuracy": result.accuracy, "similarity": partner_similarity(queries.detach(), keys)},
         )
 
-    def _queries(self, view: Tensor) -> Tensor:
-        return F.normalize(self.projector(self.encoder(view).pooled).float(), dim=1)
+    def _queries(self, batch: Batch, name: str) -> Tensor:
+        return F.normalize(self.projector(self.embed(batch, name)).float(), dim=1)
 
     @torch.no_grad()
-    def _make_keys(self, view: Tensor, order: Tensor | None) -> Tensor:
+    def _make_keys(self, batch: Batch, name: str, order: Tensor | None) -> Tensor:
         """Keys [B,out] of the samples of this process, made on whichever process the shuffle sent them to."""
+        view, lengths = batch.views[name], batch.lengths.get(name)
         start, stop = rank() * len(view), (rank() + 1) * len(view)
         if order is not None:
             view = gather(view)[order[start:stop]]
-        keys = F.normalize(self.teacher["projector"](self.teacher["encoder"](view).pooled).float(), dim=1)
+            lengths = None if lengths is None else gather(lengths)[order[start:stop]]
+        pooled = self.teacher["encoder"](view, lengths=lengths).pooled
+        keys = F.normalize(self.teacher["projector"](pooled).float(), dim=1)
         return keys if order is None else gather(keys)[order.argsort()[start:stop]]
 
     def _shuffled_order(self, batch: Batch) -> Tensor:
@@ -136,4 +139,4 @@ class MoCo(Objective):
         self.pointer.copy_(torch.where(applied, (self.pointer + len(keys)) % len(self.queue), self.pointer))
 
     def pictures(self, batch: Batch) -> dict[str, Picture]:
-        return view_pictures(self.encoder, {name: batch.views[name] for name in self.views})
+        return view_pictures(self.encoder, batch, self.views)

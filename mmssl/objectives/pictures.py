@@ -8,7 +8,7 @@ from torch import Tensor
 from mmssl.adapters.base import Front
 from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.encoders.conv import ConvEncoder
-from mmssl.types import Picture
+from mmssl.types import Batch, Picture
 
 SAMPLES = 4
 """Rows of a picture."""
@@ -27,7 +27,7 @@ def cells(front: Front, pixels: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def view_pictures(encoder: Encoder, views: dict[str, Tensor]) -> dict[str, Picture]:
+def view_pictures(encoder: Encoder, batch: Batch, names: tuple[str, ...]) -> dict[str, Picture]:
     """The first samples of a batch, one column a view; nothing for encoders whose input is unknown here."""
     if isinstance(encoder, TokenEncoder):
         front = encoder.adapter.front
@@ -35,5 +35,8 @@ def view_pictures(encoder: Encoder, views: dict[str, Tensor]) -> dict[str, Pictu
         front = encoder.front
     else:
         return {}
-    columns = [cells(front, front(view[:SAMPLES])) for view in views.values()]
-    return {"views": Picture(KINDS[encoder.spec.modality], tuple(views), tuple(zip(*columns, strict=True)))}
+    columns = []
+    for name in names:
+        lengths = batch.lengths[name][:SAMPLES] if name in batch.lengths else None
+        columns.append(cells(front, front(batch.views[name][:SAMPLES], lengths)))
+    return {"views": Picture(KINDS[encoder.spec.modality], names, tuple(zip(*columns, strict=True)))}

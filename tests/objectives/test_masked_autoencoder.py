@@ -214,10 +214,9 @@ def test_pictures_show_original_masked_and_reconstruction(make: Any) -> None:
     assert torch.equal(original[~pixels], reconstruction[~pixels])
     assert masked[pixels].unique().numel() <= adapter.front.channels, "hidden patches show one colour"
 
-    def perfect(view: Tensor, visible: Tensor, decoded: Tensor) -> Tensor:
-        patches = objective._patches(view).gather(
-            1, decoded[:, :, None, None].expand(-1, -1, *objective._patches(view).shape[2:])
-        )
+    def perfect(view: Tensor, visible: Tensor, decoded: Tensor, lengths: Tensor | None) -> Tensor:
+        patches = adapter.patches(adapter.pixels(view, lengths))
+        patches = patches.gather(1, decoded[:, :, None, None].expand(-1, -1, *patches.shape[2:]))
         return normalised(
             patches, objective.target, getattr(objective.require_tokens().adapter.front, "std", torch.ones(1)).flatten()
         ).flatten(2)

@@ -113,8 +113,8 @@ def test_keys_come_back_in_the_order_of_their_samples() -> None:
     torch.manual_seed(0)
     objective = conv_moco().eval()
     batch = a_batch(objective, 8)
-    shuffled = objective._make_keys(batch.views["b"], objective._shuffled_order(batch))
-    torch.testing.assert_close(shuffled, objective._make_keys(batch.views["b"], None))
+    shuffled = objective._make_keys(batch, "b", objective._shuffled_order(batch))
+    torch.testing.assert_close(shuffled, objective._make_keys(batch, "b", None))
 
 
 def test_symmetric_loss_counts_both_directions() -> None:

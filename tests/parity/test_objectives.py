@@ -257,7 +257,7 @@ class Vectors(Encoder):
 
     spec, width, pooling = ImageSpec(), 16, "mean"
 
-    def forward(self, view: Tensor, *, hidden: bool = False) -> Encoded:
+    def forward(self, view: Tensor, *, lengths: Tensor | None = None, hidden: bool = False) -> Encoded:
         return Encoded(pooled=view)
 
 
