@@ -181,13 +181,24 @@ def _tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
     speed = metrics.values("samples_per_s")
     if len(speed):
         tiles.append(("samples/s", f"{np.median(speed):.4g}", "median over the run"))
-    wait = metrics.values("data_wait")
-    if len(wait):
-        tiles.append(("waiting for data", f"{100 * wait.mean():.1f} %", "of the time, on average"))
+    waited = waiting_share(metrics)
+    if waited is not None:
+        tiles.append(("waiting for data", f"{100 * waited:.1f} %", "of the training time"))
     knn = metrics.values("probe/knn_top1")
     if len(knn):
         tiles.append(("kNN during training", f"{100 * knn[-1]:.1f} %", f"from {100 * knn[0]:.1f} %"))
     return tiles
+
+
+def waiting_share(metrics: Metrics) -> float | None:
+    """Share of the training time spent waiting for data: the share of each line, weighted by the time it covers."""
+    share, speed = metrics.columns.get("data_wait"), metrics.columns.get("samples_per_s")
+    if share is None or speed is None:
+        return None
+    with np.errstate(divide="ignore"):
+        time = np.diff(metrics.step, prepend=0) / speed  # in units of a batch, which is the same for all lines
+    known = np.isfinite(time * share)
+    return float((time * share)[known].sum() / time[known].sum()) if time[known].sum() > 0 else None
 
 
 def _chart(metrics: Metrics, name: str, title: str, **options: Any) -> Markup:
@@ -219,7 +230,7 @@ def _probe(metrics: Metrics) -> list[Markup]:
         _chart(metrics, "probe/knn_top1", "kNN top-1", percent=True, low=0.0, level=level),
         _chart(metrics, "probe/feature_std", "feature standard deviation (0: all equal)", low=0.0),
         _chart(metrics, "probe/effective_rank", "effective rank of the features", low=0.0),
-        _chart(metrics, "probe/uniformity", "uniformity (lower: more even)"),
+        _chart(metrics, "probe/uniformity", "uniformity (0: all equal, lower: more even)", high=0.0),
     ]
     return [line for line in lines if line]
 

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 420, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 30
 BINS = 160
 """Longer curves are drawn as mean and min/max envelope over so many equal spans of steps."""
 
@@ -87,7 +87,8 @@ def line_chart(
         share = (np.log(y) - math.log(y0)) / (math.log(y1) - math.log(y0)) if log else (y - y0) / (y1 - y0)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
-    marks = [(float(at_y(np.array(tick))), f"{tick * 100:.4g}%" if percent else short(tick)) for tick in ticks]
+    texts = [f"{tick * 100:.4g}%" for tick in ticks] if percent else tick_texts(ticks, log=log)
+    marks = [(float(at_y(np.array(tick))), text) for tick, text in zip(ticks, texts, strict=True)]
     steps = [tick for tick in linear_ticks(x0, x1, wanted=5) if x0 <= tick <= x1]
     parts = [_axes(title, marks, [(float(at_x(np.array(step))), short(step)) for step in steps])]
     if level:
@@ -168,6 +169,15 @@ def log_ticks(low: float, high: float) -> list[float]:
     if first == last:
         first, last = max(first - 1, 0), min(last + 1, len(ticks) - 1)
     return ticks[first : last + 1]
+
+
+def tick_texts(ticks: Sequence[float], *, log: bool = False) -> list[str]:
+    """Labels that differ from each other: as many decimals as the distance of the ticks asks for."""
+    step = ticks[1] - ticks[0]
+    if log or step < 1e-4 or max(abs(ticks[0]), abs(ticks[-1])) >= 1e4:
+        return [short(tick) for tick in ticks]
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{tick + 0.0:.{decimals}f}" for tick in ticks]
 
 
 def short(value: float) -> str:

@@ -85,7 +85,9 @@ def test_the_page_stands_alone_and_shows_the_figures_of_the_files(tmp_path: Path
     assert repr(LOSSES[-1]) in page.text  # the last whole line, in full precision
     assert "0.5772" in page.text
     assert "from 2.718, lowest 0.5772" in page.text
-    assert "18.8 %" in page.text  # mean of 0, .125, .25, .375
+    seconds = [10 / (100 + i) for i in range(4)]
+    waiting = sum(0.125 * i * second for i, second in enumerate(seconds)) / sum(seconds)
+    assert f"{100 * waiting:.1f} %" in page.text
     assert "61.5 %" in page.text  # trained
     assert "41.0 %" in page.text  # mean of two untrained encoders
     assert "43.8 %" in page.text  # majority

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mmssl.report.charts import Series, envelope, line_chart, linear_ticks, log_ticks, scatter, short
+from mmssl.report.charts import Series, envelope, line_chart, linear_ticks, log_ticks, scatter, short, tick_texts
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,16 @@ def test_labels_are_escaped_and_the_rest_is_grey() -> None:
     assert "map &amp; more" in svg
     assert svg.count('class="spots') == 11
     assert "others" in svg
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.3422, -1.3408), (0, 1), (0, 2e-5), (9.05, 9.25), (0, 30000), (-0.3, 0.3)]
+)
+def test_tick_labels_differ_and_say_their_value(low: float, high: float) -> None:
+    ticks = linear_ticks(low, high)
+    texts = tick_texts(ticks)
+    assert len(set(texts)) == len(ticks)
+    assert [float(text.replace("k", "e3")) for text in texts] == pytest.approx(ticks, abs=1e-12)
 
 
 @pytest.mark.parametrize(
