@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 import platform
 import sys
+import tempfile
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -90,8 +90,8 @@ def check_out(settings: Settings, recipe: str) -> None:
                 )
     with writing(settings.out):
         settings.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(settings.out, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with tempfile.TemporaryFile(dir=settings.out):  # found out now, not after the first thousand steps
+            pass
 
 
 def write_recipe(settings: Settings, recipe: str, command: str, accelerator: Accelerator) -> None:
