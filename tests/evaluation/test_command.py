@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from standins import write_moving_squares, write_stripes, write_tones
 
 from mmssl.adapters.image import ImagePatches, ImagePixels
 from mmssl.adapters.specs import AudioSpec, ImageSpec, VideoSpec
@@ -24,6 +23,7 @@ from mmssl.evaluation.command import EmbedSettings, KnnSettings, LinearSettings,
 from mmssl.evaluation.features import extract
 from mmssl.evaluation.subject import encoder_hash, untrained
 from mmssl.evaluation.views import evaluation_views
+from tests.evaluation.standins import write_moving_squares, write_stripes, write_tones
 
 TINY = ViTSettings(width=32, depth=2, heads=2)
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from standins import FolderSource
 
 from mmssl.adapters.specs import ImageSpec, VideoSpec
 from mmssl.data.media import Record
 from mmssl.errors import UserError
 from mmssl.evaluation.labels import file_labels, held_out, speed_labels
 from mmssl.evaluation.views import speed_span, speed_stride
+from tests.evaluation.standins import FolderSource
 
 
 def source(*records: Record):

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
-from standins import FolderSource, write_stripes
 
 from mmssl.adapters.specs import ImageSpec, VideoSpec
 from mmssl.data.media import Record
 from mmssl.errors import UserError
 from mmssl.evaluation.monitor import Monitor, effective_rank, feature_std, uniformity
+from tests.evaluation.standins import FolderSource, write_stripes
 
 CPU = torch.device("cpu")
 
