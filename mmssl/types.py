@@ -117,7 +117,7 @@ class ObjectiveOutput:
     loss: Tensor
     """Scalar fp32: a mean over `count` terms of this process."""
     count: Tensor
-    """Scalar float: how many terms the mean averages (masked tokens, anchors). The step back-propagates loss x count and
-    divides the gradients by the count summed over micro-batches and processes."""
+    """Scalar float: how many terms the mean averages (masked tokens, anchors). The step back-propagates loss x count
+    and divides the gradients by the count summed over micro-batches and processes."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars, each a mean over the same `count` terms; never `.item()` inside a step."""

@@ -124,7 +124,7 @@ class Adapter(nn.Module, ABC):
         return Tokens(x=x, grid=grid)
 
     def targets(self, view: Tensor, keep: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised fp32 patches [B,M,K,C] at the indices keep [B,M]: `patches(pixels(view))`, only what is asked for."""
+        """Normalised fp32 patches [B,M,K,C] at the indices keep [B,M]: those of `patches(pixels(view))`."""
         return self._rows(view, keep, lengths)[0].transpose(2, 3)
 
     def _rows(self, view: Tensor, keep: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:
