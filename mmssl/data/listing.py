@@ -126,9 +126,10 @@ def list_media(root: Path, kind: str | None = None) -> Listing:
     train stands beside test or val (so that a class called "train" among buses stays a class). Below that, the first
     folder is the label. metadata.csv, .jsonl or .parquet in the Hugging Face folder convention overrides both.
     Hidden files and folders are skipped; a folder reached twice through links is listed once.
-    Raises UserError for a metadata file that cannot be understood.
+    Raises UserError for a metadata file that cannot be understood, and for a folder that may not be read: nobody knows
+    how many files it holds, so that it cannot count as a share of bad ones.
     """
-    if not root.is_dir():
+    if not stat.S_ISDIR(mode_of(root)):
         raise UserError(f"{root} is not a folder: give the folder that holds the media.")
     records: list[Record] = []
     ignored: Counter[str] = Counter()
@@ -155,17 +156,41 @@ def list_media(root: Path, kind: str | None = None) -> Listing:
     return Listing(sorted(records, key=lambda record: record.id), dict(ignored))
 
 
+def mode_of(path: Path) -> int:
+    """st_mode, or 0 where nothing is there. Raises UserError where nobody may look."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(
+        f"{error.filename} cannot be read ({error.strerror or error}): change its rights, or take it out of the data."
+    )
+
+
 def _walk(root: Path) -> Iterator[Path]:
     """Files below `root` in sorted order; links are followed, each folder once."""
+
+    def stop(error: OSError) -> None:
+        raise _unreadable(error) from error
+
     seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        status = os.stat(folder)
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=stop):
+        try:
+            status = os.stat(folder)
+        except OSError as error:
+            raise _unreadable(error) from error
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(
-            (name for name in subfolders if not name.startswith(".")),
+            # Every disk has a lost+found that its users may not read.
+            (name for name in subfolders if not name.startswith(".") and name != "lost+found"),
             key=lambda name: (os.path.islink(os.path.join(folder, name)), name),  # the real folder wins over a link
         )
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
@@ -184,10 +209,11 @@ def _plain(path: Path, name: str, kind: str) -> Record:
 def _list_tar(path: Path, name: str, asked: str | None, ignored: Counter[str]) -> list[Record]:
     """Media members of a WebDataset shard. Members that share a name up to the first dot are one sample; its label
     stands in .cls, .json or .txt. Only headers and those small members are read."""
-    mtime = path.stat().st_mtime_ns
+    mtime = 0
     records: list[tuple[str, Record]] = []
     labels: dict[str, str] = {}
     try:
+        mtime = path.stat().st_mtime_ns
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if not member.isfile():
@@ -221,7 +247,10 @@ def _list_tar(path: Path, name: str, asked: str | None, ignored: Counter[str]) -
                 else:
                     ignored[PurePosixPath(base).suffix.lower() or "(none)"] += 1
     except (tarfile.TarError, OSError, EOFError) as error:
-        problem = f"not an uncompressed, whole tar ({error}): unpack it, or write it again without compression"
+        if isinstance(error, OSError) and error.errno:
+            problem = f"cannot be read: {error.strerror}"
+        else:
+            problem = f"not an uncompressed, whole tar ({error}): unpack it, or write it again without compression"
         broken = Record(id=name, kind=asked or "image", path=name, mtime_ns=mtime, problem=problem)
         return [broken, *(replace(record, label=labels.get(key)) for key, record in records)]
     return [replace(record, label=labels.get(key)) for key, record in records]

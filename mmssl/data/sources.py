@@ -6,15 +6,17 @@ import hashlib
 import importlib
 import json
 import re
+import stat
 from abc import ABC, abstractmethod
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmssl.data.index import Index, Progress
-from mmssl.data.listing import KINDS, SPLITS, split_in_name
+from mmssl.data.listing import KINDS, SPLITS, mode_of, split_in_name
 from mmssl.data.media import Media, Record
 from mmssl.data.metadata import LABELS, METADATA_NAMES
 from mmssl.errors import UserError
@@ -75,15 +77,16 @@ def open_source(
     """Open `data`: a folder of media or of parquet files in Hugging Face's layout, or a Hub name `owner/name[:split]`.
 
     A folder of media is verified first (Index.build takes `workers`, `timeout`, `cache` and `progress`); with `out` its
-    table is kept as `out`/index.parquet. Raises UserError where nothing of this kind is found, the data set
-    cannot be reached, or more than `max_bad_share` of the files cannot be used.
+    table is kept as `out`/index.parquet. Raises UserError where nothing of this kind is found, a folder may not be
+    read, the data set cannot be reached, or more than `max_bad_share` of the files cannot be used.
     """
     if kind not in KINDS:
         raise UserError(f"Unknown kind of media {kind!r}: it is one of {', '.join(KINDS)}.")
     folder = Path(data).expanduser()
-    if folder.is_file():
+    mode = mode_of(folder)
+    if stat.S_ISREG(mode):
         raise UserError(f"{folder} is a file: give the folder that holds it.")
-    if not folder.is_dir():
+    if not stat.S_ISDIR(mode):
         return _open_hub(str(data), kind)
     if parquet := _parquet_files(folder):
         return _open_parquet(folder, parquet, kind)
@@ -268,8 +271,9 @@ def _open_hub(name: str, kind: str) -> Source:
 
 def _parquet_files(folder: Path) -> list[Path]:
     """The parquet files of Hugging Face's layout in the folder itself or in its `data`, without metadata.parquet."""
-    found = sorted(folder.glob("*.parquet")) + sorted((folder / "data").glob("*.parquet"))
-    return [file for file in found if file.name.lower() not in METADATA_NAMES and not file.name.startswith(".")]
+    # Not Path.glob, which raises where a folder may not be read; the listing has a sentence for that.
+    found = [place / name for place in (folder, folder / "data") for name in sorted(glob("*.parquet", root_dir=place))]
+    return [file for file in found if file.name.lower() not in METADATA_NAMES]
 
 
 def _open_parquet(folder: Path, files: list[Path], kind: str) -> Source:

@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +390,59 @@ def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
     index = Index.from_records(tmp_path, [])
     with pytest.raises(UserError, match=r"The index cannot be written to .*a\.txt/i\.parquet"):
         index.save(tmp_path / "a.txt" / "i.parquet")
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[Path]:
+    """A folder that anybody may use, and nobody's rights: root may read everything."""
+    user = os.geteuid()
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    folder.chmod(0o777)
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield folder
+    finally:
+        os.seteuid(user)
+        for locked in folder.rglob("*"):
+            if locked.is_dir():
+                locked.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("locked", "mode", "data", "named"),
+    [
+        (".", 0o000, ".", "."),
+        (".", 0o000, "cat", "cat"),  # nobody can tell whether it is there
+        (".", 0o600, ".", "cat"),
+        ("dog/puppy", 0o000, ".", "dog/puppy"),
+    ],
+)
+def test_a_folder_that_may_not_be_read_ends_in_one_sentence(
+    ordinary_user: Path, locked: str, mode: int, data: str, named: str
+) -> None:
+    """Passing over it would train on a part of the data without a word."""
+    root = ordinary_user / "d"
+    for name in ("cat/1.png", "dog/1.png", "dog/puppy/1.png"):
+        make_image(root / name)
+    (root / locked).chmod(mode)
+    with pytest.raises(UserError, match=r"^\S+ cannot be read \(Permission denied\): change its rights, or ") as caught:
+        open_source(root / data, "image", cache=ordinary_user / "cache")
+    assert str(caught.value).split()[0] == str(root / named)
+
+
+def test_lost_and_found_and_tars_that_nobody_may_read(ordinary_user: Path) -> None:
+    root = ordinary_user / "d"
+    make_image(root / "1.png")
+    (root / "lost+found").mkdir(mode=0o000)
+    make_tar(root / "a.tar", {"2.png": b"x"}).chmod(0o000)
+    (root / "b.tar").symlink_to("nowhere")
+    records = {record.id: record.problem for record in list_media(root, "image").records}
+    assert records == {
+        "1.png": None,
+        "a.tar": "cannot be read: Permission denied",
+        "b.tar": "cannot be read: No such file or directory",
+    }
 
 
 def _write_parquet(root: Path, about: bool) -> None:
