@@ -2,7 +2,7 @@
 
     python datasets/make_samples.py --out datasets/samples [--cache DIR] [--only image video audio]
 
-Needs a Debian-like system with `apt-get` (after `apt-get update`) and `dpkg`, and pip; about 170 MB of downloads, which
+Needs a Debian-like system with `apt-get` (after `apt-get update`) and `dpkg`, and pip; about 260 MB of downloads, which
 --cache keeps. Sources, licences, counts and splits: datasets/samples/README.md. Every subset follows a fixed rule, so
 two runs with the same versions of the packages and codecs give the same files.
 """
@@ -211,8 +211,16 @@ def video(out: Path, cache: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- audio
 
-INITIALS = "ㄅb ㄆp ㄇm ㄈf ㄉd ㄊt ㄋn ㄌl ㄍg ㄎk ㄏh ㄐj ㄑq ㄒx ㄓzh ㄔch ㄕsh ㄖr ㄗz ㄘc ㄙs"
-FINALS = "ㄚa ㄛo ㄜe ㄝeh ㄞai ㄟei ㄠao ㄡou ㄢan ㄣen ㄤang ㄥeng ㄦer ㄧi ㄨu ㄩv"
+VOICES = {  # Debian package asterisk-core-sounds-<code>-wav: class folder
+    "en": "english",
+    "es": "spanish",
+    "fr": "french",
+    "it": "italian",
+    "ru": "russian",
+}
+PROMPTS_PER_CLASS = {"train": 150, "test": 100}
+SECONDS = (1.0, 4.0)
+OPUS_LEVEL = 0.986  # libsndfile's scale from 256 kbit/s at 0 to 6 kbit/s at 1: 9.5 kbit/s, before the file headers
 
 
 def fixed_serial(ogg: bytes) -> bytes:
@@ -233,31 +241,30 @@ def fixed_serial(ogg: bytes) -> bytes:
 
 
 def audio(out: Path, cache: Path) -> None:
-    """Mandarin syllables of one voice, 16 kHz mono Opus, in a folder for each initial consonant."""
+    """Telephone prompts of four speakers in five languages, 8 kHz mono Opus, in a folder for each language."""
     import soundfile
-    from scipy.signal import resample_poly
 
-    root = debian("gcin-voice", cache) / "usr/share/gcin-voice/ogg"
-    # 5.ogg is the voice under CC-BY 3.0; 3.ogg, the other voice, is under the GPL or LGPL and is left out.
-    clips = sorted(root.glob("*/5.ogg"))
-    base = {clip: clip.parent.name.rstrip("12345") for clip in clips}
-    initials, finals = ({pair[0]: pair[1:] for pair in table.split()} for table in (INITIALS, FINALS))
-    initial = {clip: initials.get(base[clip][0], "zero") for clip in clips}
-    held_out: set[str] = set()
-    for label in set(initial.values()):
-        names = sorted(
-            {base[c] for c in clips if initial[c] == label}, key=lambda s: hashlib.sha256(s.encode()).hexdigest()
-        )
-        held_out.update(names[: round(0.4 * len(names))])  # all tones of a syllable stay on one side
-    for clip in clips:
-        wave, rate = soundfile.read(clip, dtype="float32", always_2d=True)
-        wave = resample_poly(wave.mean(1), 16000, rate)
-        letters = [(initials | finals).get(c, c) for c in clip.parent.name]
-        folder = out / ("test" if base[clip] in held_out else "train") / initial[clip]
-        folder.mkdir(parents=True, exist_ok=True)
-        opus = io.BytesIO()
-        soundfile.write(opus, np.clip(wave, -1, 1), 16000, format="OGG", subtype="OPUS")
-        (folder / f"{'-'.join(letters)}.ogg").write_bytes(fixed_serial(opus.getvalue()))
+    for code, language in VOICES.items():
+        sounds = debian(f"asterisk-core-sounds-{code}-wav", cache) / "usr/share/asterisk/sounds"
+        root = next(sounds.iterdir())  # one folder, named after the voice
+        prompts = {}
+        for clip in root.rglob("*.wav"):
+            name = clip.relative_to(root).with_suffix("").as_posix()
+            if SECONDS[0] <= soundfile.info(clip).duration <= SECONDS[1] and not name.startswith("silence/"):
+                prompts[hashlib.sha256(name.encode()).hexdigest()] = name
+        taken = dict.fromkeys(PROMPTS_PER_CLASS, 0)
+        for digest, name in sorted(prompts.items()):
+            # The name alone decides, so a prompt is on the same side in every language; hex 666 is two fifths of the range.
+            split = "test" if digest < "666" else "train"
+            if taken[split] == PROMPTS_PER_CLASS[split]:
+                continue
+            taken[split] += 1
+            wave, rate = soundfile.read(root / f"{name}.wav", dtype="float32")
+            opus = io.BytesIO()
+            soundfile.write(opus, wave, rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
+            file = out / split / language / f"{name.replace('/', '-')}.ogg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(fixed_serial(opus.getvalue()))
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
