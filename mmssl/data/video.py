@@ -50,7 +50,7 @@ class DecordReader:
         self.frames = record.frames or 0
         self.rate = record.rate or 0.0
         size = _scaled(record.width, record.height, short_side)
-        width, height = size or (-1, -1)
+        width, height = size if size is not None and not _misread_by_decord(size[0]) else (-1, -1)
         # One thread: the loader's workers are the parallelism. fault_tol=1 makes decord raise where it would silently
         # repeat the frame before a damaged one.
         self._video = decord.VideoReader(
@@ -67,6 +67,13 @@ class DecordReader:
             return frames
 
         return _read(self, self._media, indices, decode)
+
+
+def _misread_by_decord(width: int) -> bool:
+    """decord takes a row of its scaler, padded to a multiple of 32 pixels, for more channels where the width divides it
+    (16, 24, 48 and 72 pixels), and then fails: such frames are decoded at full size."""
+    padded = -(-width // 32) * 32
+    return padded != width and 3 * padded % width == 0
 
 
 class PyAVReader:

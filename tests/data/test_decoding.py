@@ -22,6 +22,7 @@ from mmssl.data.audio import read_audio, resample
 from mmssl.data.images import decode_image
 from mmssl.data.index import Index
 from mmssl.data.media import Media, Record, UnreadableMedia
+from mmssl.data.sources import open_source
 from mmssl.data.video import DecordReader, PyAVReader, open_video
 from tests.media import (
     BLOCK,
@@ -355,3 +356,14 @@ def test_tar_members_decode_like_the_plain_files(tmp_path: Path) -> None:
         else:
             assert torch.equal(open_video(one).read([3, 20]), open_video(other).read([3, 20]))
             assert torch.equal(PyAVReader(one).read([3, 20]), PyAVReader(other).read([3, 20]))
+
+
+def test_widths_that_decord_misreads_are_decoded_all_the_same(tmp_path: Path) -> None:
+    """decord 0.6 fails when frames are scaled to 16, 24, 48 or 72 pixels of width: upright videos must not be lost."""
+    make_video(tmp_path / "upright.mp4", frames=6, height=160, width=96)
+    media = open_source(str(tmp_path), "video").media(0)
+    assert media.record.backend == "decord"
+    for short_side in (24, 47, 48, 72, 95):
+        frames = open_video(media, short_side).read([0, 5])
+        assert frames.shape[:2] == (2, 3)
+        assert min(frames.shape[-2:]) >= short_side
