@@ -183,7 +183,8 @@ class MaskedAutoencoder(Objective):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Picture]:
-        """Original, what the encoder saw (masked patches in the mean colour), and the reconstruction.
+        """Original, what the encoder saw (masked patches in the mean colour; NaN in spectrograms, which is drawn grey,
+        since no loudness means "hidden"), and the reconstruction.
 
         A prediction is shown with the mean and deviation of the original patch, which its target is without.
         """
@@ -196,7 +197,7 @@ class MaskedAutoencoder(Objective):
         centre, scale = self._statistics(_pick(patches, decoded))
         predicted = self._predict(view, mask.visible, decoded, lengths).float()
         predicted = predicted.unflatten(2, patches.shape[2:]) * scale + centre
-        seen = patches.masked_fill(hidden, 0)
+        seen = patches.masked_fill(hidden, 0.0 if isinstance(adapter.front, Pixels) else math.nan)
         filled = torch.where(hidden, seen.scatter(1, _index(decoded, predicted), predicted), patches)
         columns = [cells(adapter.front, adapter.unpatches(stage, self.grid)) for stage in (patches, seen, filled)]
         picture = Picture(

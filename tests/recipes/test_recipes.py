@@ -35,6 +35,8 @@ def test_recipe(recipe: str, media: dict[str, Path], tmp_path: Path) -> None:
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines)
     assert all(line["skipped_steps"] == 0 and line["skipped_files"] == 0 for line in lines)
     assert "probe/effective_rank" in lines[1]
+    assert lines[1]["probe/chance"] == 0.5  # two classes of equal size
+    assert ">chance</text>" in (out / "report.html").read_text()
     saved = json.loads((out / "recipe.json").read_text())
     assert saved["recipe"] == recipe
     assert saved["settings"]["steps"] == 3
