@@ -27,7 +27,7 @@ from mmssl.evaluation.metrics import balanced_accuracy, chance, difference, mean
 from mmssl.evaluation.subject import describe, pick_device, untrained
 from mmssl.evaluation.table import print_table
 from mmssl.evaluation.views import evaluation_views
-from mmssl.training.files import write_json, writing
+from mmssl.files import write_json, writing
 
 __all__ = ["EmbedSettings", "KnnSettings", "LinearSettings", "evaluate", "run_embed", "run_evaluate"]
 

@@ -19,7 +19,7 @@ from mmssl.errors import UserError
 from mmssl.evaluation.features import Features, extract, features_cache
 from mmssl.evaluation.subject import describe, pick_device
 from mmssl.evaluation.views import evaluation_views
-from mmssl.training.files import writing
+from mmssl.files import writing
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from mmssl.errors import UserError
 from mmssl.evaluation.features import Features, extract
 from mmssl.evaluation.views import evaluation_views
+from mmssl.files import write_json
 from mmssl.report.pictures import colour_range, enlarge, heat_map
 
 if TYPE_CHECKING:
@@ -179,9 +179,7 @@ def collect(
     except UserError as error:
         content = {"problem": str(error)}
     file = Path(out) / "neighbours.json"
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, file)
+    write_json(file, content)
     return file
 
 

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.errors import UserError
-from mmssl.training.files import sync_path, write_json, writing
+from mmssl.files import sync_path, write_json, writing
 from mmssl.training.step import LossScale
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmssl.files import writing
 from mmssl.report.pictures import save_pictures
 from mmssl.training.progress import duration
 from mmssl.training.start import as_json, device_name
@@ -41,7 +42,9 @@ def dry_run(run: Run, recipe: str) -> None:
         pictures = run.model(first_batch(run, SHOWN), what="pictures")
     run.model.train()
     if accelerator.is_main_process:
-        for path in save_pictures(settings.out / "dry-run", 0, pictures):
+        with writing(settings.out / "dry-run"):
+            written = save_pictures(settings.out / "dry-run", 0, pictures)
+        for path in written:
             say(f"picture: {path}")
     times = []
     for _ in range(1 + TIMED):  # the first step also allocates and compiles

@@ -11,10 +11,10 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
+from mmssl.files import writing
 from mmssl.report.build import write_report
 from mmssl.report.neighbours import collect
 from mmssl.training.checkpoint import WHOLE, agree
-from mmssl.training.files import writing
 from mmssl.training.progress import Display
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def finish(run: Run, display: Display) -> None:
                 export(encoder, out / name)
             first = next(iter(encoders.values())).to(run.accelerator.device).eval()
             with writing(out / "report.html"):
-                collect(out, first, run.source, seed=run.settings.seed)
+                collect(out, first, run.source, seed=run.settings.seed, workers=run.settings.workers)
                 report = write_report(out)
             display.say(f"Encoder: {', '.join(str(out / name) for name in encoders)}\nReport:  {report}")
         except UserError as error:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmssl.training.files import writing
+from mmssl.files import writing
 
 Value = float | int | str | None
 

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from mmssl.encoders.vit import Block
 from mmssl.errors import UserError
-from mmssl.training.files import write_json, writing
+from mmssl.files import write_json, writing
 from mmssl.training.settings import FREE, Settings
 
 PACKAGES = (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmssl.evaluation.monitor import Monitor
+from mmssl.files import writing
 from mmssl.report.pictures import save_pictures
 from mmssl.types import Batch
 
@@ -32,7 +33,8 @@ class Watch:
         return self.every > 0 and (step % self.every == 0 or step == self.run.total)
 
     def measure(self, step: int) -> dict[str, float]:
-        """Figures of the probe; pictures are written beside. Collective, and it leaves every generator as it was."""
+        """Figures of the probe, and what chance gives of knn_top1; pictures are written beside. Collective, and it
+        leaves every generator as it was."""
         run = self.run
         with torch.random.fork_rng(devices=cuda_devices(run.accelerator.device)):
             if self.monitor is None:
@@ -41,6 +43,8 @@ class Watch:
                 )
             run.model.eval()
             figures = self.monitor.measure(self.embed, run.accelerator.device)
+            if self.monitor.chance is not None:
+                figures["chance"] = self.monitor.chance
             self.pictures(step)
             run.model.train()
         return figures
@@ -62,7 +66,8 @@ class Watch:
         found = run.model(shown, what="pictures")
         run.model.train(training)
         if run.accelerator.is_main_process:
-            save_pictures(run.settings.out, step, found)
+            with writing(run.settings.out / "pictures"):
+                save_pictures(run.settings.out, step, found)
 
 
 def first_batch(run: Run, samples: int) -> Batch:

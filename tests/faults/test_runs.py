@@ -19,8 +19,8 @@ import torch
 
 from mmssl import cli
 from mmssl.errors import UserError
+from mmssl.files import write_json, writing
 from mmssl.training.checkpoint import problem_of
-from mmssl.training.files import write_json, writing
 from mmssl.training.log import JsonLines
 from tests.runs import end_at, make_media, metrics, options, pretrain, start, trace
 

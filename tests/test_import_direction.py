@@ -1,0 +1,77 @@
+"""Claim: imports point left to right in the drawing of docs/design.md and never back, also where they stand inside a
+function or serve types only. Read from the source by `ast`, so that a module that is never loaded counts too."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "mmssl"
+
+COMMON = {"types", "errors", "files", "distributed"}
+"""Modules for everybody. They import no room."""
+FACTS = {"data", "adapters", "encoders"}
+ALLOWED: dict[str, set[str]] = {
+    **{name: set() for name in COMMON},
+    "data": set(),
+    "adapters": set(),
+    "encoders": {"adapters"},
+    "objectives": {"adapters", "encoders"},
+    "evaluation": FACTS,
+    "report": FACTS | {"evaluation"},
+    "training": FACTS | {"objectives", "evaluation", "report"},
+    "doctor": {"doctor_probes"},
+    "doctor_probes": set(),
+    "cli": FACTS | {"objectives", "evaluation", "report", "training", "doctor"},
+}
+"""Room or module -> what it may import besides itself and COMMON."""
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(source: str) -> set[str]:
+    """Rooms and modules of mmssl that a source file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("mmssl.")}
+    return found
+
+
+FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")  # the front door opens rooms
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_imports_point_one_way(file: Path) -> None:
+    room = room_of(file)
+    back = imported(file.read_text("utf-8")) - ALLOWED[room] - COMMON - {room, "__version__"}
+    assert not back, f"{room} may not import {', '.join(sorted(back))}"
+
+
+def test_common_modules_import_only_each_other() -> None:
+    for name in COMMON:
+        assert imported((PACKAGE / f"{name}.py").read_text("utf-8")) <= COMMON
+
+
+def test_there_is_no_way_round() -> None:
+    """The table itself has no cycle, or the tests above would allow what they forbid."""
+    left = {room: rights - COMMON for room, rights in ALLOWED.items()}
+    while left:
+        free = {room for room, rights in left.items() if not rights & left.keys()}
+        assert free, f"a cycle among {sorted(left)}"
+        left = {room: rights for room, rights in left.items() if room not in free}
+
+
+def test_hidden_imports_are_seen() -> None:
+    source = "if x:\n from mmssl.training.loop import Run\ndef f():\n import mmssl.report.build\n from mmssl import cli"
+    assert imported(source) == {"training", "report", "cli"}
