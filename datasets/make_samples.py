@@ -254,7 +254,7 @@ def audio(out: Path, cache: Path) -> None:
                 prompts[hashlib.sha256(name.encode()).hexdigest()] = name
         taken = dict.fromkeys(PROMPTS_PER_CLASS, 0)
         for digest, name in sorted(prompts.items()):
-            # The name alone decides, so a prompt is on the same side in every language; hex 666 is two fifths of the range.
+            # By name alone: a prompt is on the same side in every language. Hex 666 is two fifths of the range.
             split = "test" if digest < "666" else "train"
             if taken[split] == PROMPTS_PER_CLASS[split]:
                 continue
