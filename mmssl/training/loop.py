@@ -21,6 +21,7 @@ from mmssl.data.plan import Plan
 from mmssl.data.sources import open_source
 from mmssl.encoders.vit import Block
 from mmssl.errors import UserError
+from mmssl.files import writing
 from mmssl.objectives.base import Objective
 from mmssl.training.checkpoint import Checkpoints, Saved, agree
 from mmssl.training.dry_run import dry_run
@@ -130,7 +131,10 @@ class Run:
         self.skips = JsonLines(settings.out / "skipped.jsonl")
         saved = self.resume()
         if settings.tensorboard:
-            accelerator.init_trackers("")
+            with writing(
+                settings.out / "tensorboard"
+            ):  # purge_step hides what a killed run logged beyond its checkpoint
+                accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
         if self.step == 0:
             self.list_problems()
         self.watch = Watch(self)
@@ -283,7 +287,8 @@ class Run:
             self.metrics.append(entry)
             display.update(self.step, loss, speed, min(share, 1.0))
         if self.settings.tensorboard:
-            self.accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=self.step)
+            with writing(self.settings.out / "tensorboard"):
+                self.accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=self.step)
         self.since = time.perf_counter()
         if in_a_row >= BAD_IN_A_ROW:
             raise UserError(

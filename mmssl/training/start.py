@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, is_tensorboard_available
 
 from mmssl.encoders.vit import Block
 from mmssl.errors import UserError
@@ -39,13 +39,17 @@ PACKAGES = (
 def make_accelerator(settings: Settings) -> Accelerator:
     """Accelerate's own configuration decides on devices, DDP, FSDP and precision; --precision overrides the last.
 
-    Raises UserError where that configuration contradicts the settings.
+    Raises UserError where that configuration contradicts the settings, or a package for them is missing.
     """
     accumulate = int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"))
     if accumulate not in (1, settings.accumulate):
         raise UserError(
             f"Accelerate's configuration says {accumulate} gradient accumulation steps and the run "
             f"{settings.accumulate}: give --accumulate {accumulate}, or take it out of the configuration."
+        )
+    if settings.tensorboard and not is_tensorboard_available():  # Accelerate would go on without a word
+        raise UserError(
+            "--tensorboard needs a package that is not here: pip install 'mmssl[tensorboard]', or leave it out."
         )
     accelerator = Accelerator(
         mixed_precision=settings.precision,
