@@ -171,7 +171,8 @@ class Pixels(Front):
         if raw.dtype == torch.uint8:
             scale = scale / 255
         shape = (-1, *[1] * (raw.ndim - channel - 1))
-        pixels = raw.float() if raw.dtype != torch.float32 else raw.clone()
+        kind = torch.promote_types(scale.dtype, torch.float32)  # fp32 at least, whatever the encoder was cast to
+        pixels = raw.to(kind, copy=True)
         return pixels.mul_(scale.view(shape)).add_(shift.view(shape))  # in place: a fused broadcast is slower on CPU
 
     def denormalise(self, pixels: Tensor) -> Tensor:
