@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from mmssl.data.guard import POLL, SHARED_MEMORY, Guard
 from mmssl.data.media import UnreadableMedia
 from mmssl.data.plan import Draw, Plan
 from mmssl.data.sources import Source
@@ -31,9 +31,6 @@ from mmssl.types import Batch
 
 TRIES = 10
 """Rows tried for one draw before the data is called broken."""
-POLL = 2.0
-"""Seconds from one look at the workers to the next, while the trainer waits for them."""
-SHARED_MEMORY = "shared memory ran out, so enlarge /dev/shm (docker run --shm-size) or use fewer --workers"
 STALL = 120.0
 """Seconds without a batch and without a worker that reads, after which one is taken for lost; starting takes less."""
 
@@ -147,7 +144,7 @@ def make_loader(
     Args:
         workers: processes that read; 0 reads in this process, where nothing can guard against a hanging decoder.
         prefetch: micro-batches that each worker reads ahead.
-        timeout: seconds that one file may take while the trainer waits.
+        timeout: seconds that a worker may take for one file.
 
     Raises:
         UserError: now, if the batch does not divide over processes and micro-batches; while iterating, if the data is
@@ -246,56 +243,38 @@ def _batches(
     )
     batches = iter(loader)
     processes = [process for process in multiprocessing.active_children() if process not in others]
+    guard = Guard(processes, reading, dataset.source, timeout)
+    if processes:
+        guard.start()
+    try:
+        yield from _guarded(batches, guard)
+    finally:
+        guard.ended.set()
+
+
+def _guarded(batches: Iterator[Batch | str], guard: Guard) -> Iterator[Batch]:
+    """The batches; what happens to the workers becomes one sentence."""
     since = time.monotonic()
     while True:
         try:
             item = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            sentence = _trouble(processes, reading, dataset.source, timeout)
-            if sentence is None and time.monotonic() - since > STALL and (reading[:, 1] < 0).all():
+        except (RuntimeError, OSError, EOFError) as error:
+            slow = str(error).startswith("DataLoader timed out")
+            # A batch that a worker took with it into death is missed some moments before the death is known.
+            sentence = guard.trouble(0.0 if slow or not guard.processes else POLL)
+            if sentence is None and time.monotonic() - since > STALL and (guard.reading[:, 1] < 0).all():
                 sentence = f"The loader workers have handed over no batch for {STALL:.0f} s: {SHARED_MEMORY}."
             if sentence is not None:
-                for process in processes:
-                    process.kill()  # a hanging one would not heed a gentler request
+                guard.kill()
+                for process in guard.processes:
                     process.join(POLL)
                 raise UserError(sentence) from None
-            if not str(error).startswith("DataLoader timed out"):
+            if not slow:
                 raise
             continue  # only slow; asking again is safe, nothing was taken from the queue
         if isinstance(item, str):
             raise UserError(item)
         yield item
         since = time.monotonic()
-
-
-def _trouble(processes: list[BaseProcess], reading: Tensor, source: Source, timeout: float) -> str | None:
-    """Which worker died or has been at one file for too long, as a sentence; None if all is well."""
-    now = time.monotonic_ns()
-    at = {pid: (row, (now - since) / 1e9) for pid, row, since in reading.tolist()}
-    for process in processes:
-        row, seconds = at.get(process.pid, (-1, 0.0))
-        place = f"reading {source.id(row)}" if row >= 0 else "handing over a batch"
-        if not process.is_alive():
-            return f"A loader worker {_cause(process.exitcode)} while {place}: {_remedy(process.exitcode)}."
-        if row >= 0 and seconds > timeout:
-            return (
-                f"A loader worker has been {place} for {seconds:.0f} s: run `mmssl index` on the data, which finds "
-                f"files that hang their decoder, or allow more time than {timeout:g} s where the storage is slow."
-            )
-    return None
-
-
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"was ended by {signal.Signals(-exitcode).name}"
-    return f"ended with exit code {exitcode}"
-
-
-def _remedy(exitcode: int | None) -> str:
-    if exitcode == -signal.SIGKILL:
-        return "most often memory ran out, so use fewer --workers or a smaller --batch-size"
-    if exitcode == -signal.SIGBUS:
-        return SHARED_MEMORY
-    return "take that file out of the data, or look for the cause with --workers 0"

@@ -235,6 +235,7 @@ class Run:
             accumulate=self.settings.accumulate,
             workers=self.settings.workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            timeout=self.settings.file_seconds,
         )
         iterator = iter(loader)
         while True:

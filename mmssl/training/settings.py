@@ -12,6 +12,7 @@ FREE = frozenset(
     {
         "out",
         "workers",
+        "file_seconds",
         "log_every",
         "save_every",
         "keep",
@@ -67,6 +68,8 @@ class Settings:
     """Compile the transformer blocks one by one (ignored on CPU)."""
     workers: int = 4
     """Processes a device that read and decode; 0 reads in the training process."""
+    file_seconds: float = 120.0
+    """Seconds that a worker may take for one file before the run stops and names it."""
 
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
@@ -106,6 +109,8 @@ class Settings:
             raise UserError("The run has no steps: give --steps of 1 or more, or --epochs above 0.")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup is {self.warmup}, but it is a share of the run: give 0 to 1.")
+        if self.file_seconds <= 0:
+            raise UserError(f"--file-seconds is {self.file_seconds:g}: give a number above 0.")
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"--clip is {self.clip}: give a norm above 0, or leave it out for no clipping.")
         if self.batch_size % (world * self.accumulate):
