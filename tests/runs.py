@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -84,6 +85,17 @@ def end_at(process: subprocess.Popen[str], out: Path, step: int, number: signal.
         assert time.monotonic() < deadline, f"step {step} was not reached in {limit} s"
         time.sleep(0.005)
     process.send_signal(number)
+
+
+def session(pid: int) -> set[int]:
+    """Pids of the processes of a session that still run; `start(..., start_new_session=True)` leads one."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            state, _, _, leader = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(leader) == pid and state != "Z":
+                found.add(int(stat.parent.name))
+    return found
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -72,6 +74,19 @@ class Guard(threading.Thread):
                 place = f"reading {self.source.id(row)}" if row >= 0 else "handing over a batch"
                 return f"A loader worker {_cause(process.exitcode)} while {place}: {_remedy(process.exitcode)}."
         return None
+
+
+def end_with_parent(worker: int = 0) -> None:
+    """Let this worker end when the process that started it is gone, however it went. A worker from a fork server is the
+    server's child, and both would wait for ever for a trainer that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="end with parent").start()
 
 
 def _cause(exitcode: int | None) -> str:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from mmssl.data.guard import POLL, SHARED_MEMORY, Guard
+from mmssl.data.guard import POLL, SHARED_MEMORY, Guard, end_with_parent
 from mmssl.data.media import UnreadableMedia
 from mmssl.data.plan import Draw, Plan
 from mmssl.data.sources import Source
@@ -200,6 +200,7 @@ class _MicroBatches(Dataset):
             return f"A loader worker could not hand over a batch ({str(error).splitlines()[0]}): {SHARED_MEMORY}."
 
     def start_worker(self, number: int) -> None:
+        end_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would never run inside a hanging decoder
         torch.set_num_threads(1)

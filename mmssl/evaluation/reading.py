@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mmssl.data.guard import end_with_parent
 from mmssl.data.media import UnreadableMedia
 from mmssl.errors import UserError
 
@@ -97,7 +98,14 @@ def read_views(files: Files, *, batch_size: int, workers: int, title: str | None
     context = multiprocessing.get_context("forkserver") if workers else None
     if context is not None:
         context.set_forkserver_preload(["mmssl.data.loader", "mmssl.evaluation.views", __name__])
-    loader = DataLoader(files, many, collate_fn=Chunk.collate, num_workers=workers, multiprocessing_context=context)
+    loader = DataLoader(
+        files,
+        many,
+        collate_fn=Chunk.collate,
+        num_workers=workers,
+        multiprocessing_context=context,
+        worker_init_fn=end_with_parent,
+    )
     try:
         yield from loader if title is None else show(loader, title, len(loader))
     except RuntimeError as error:

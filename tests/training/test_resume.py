@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import end_at, make_media, metrics, pretrain, start, trace
+from tests.runs import end_at, make_media, metrics, pretrain, session, start, trace
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,13 @@ def test_losses_differ_from_step_to_step(alone: Path) -> None:
 def test_killed_at_any_step(data: Path, alone: Path, tmp_path: Path) -> None:
     step = random.randrange(1, 6)
     out = tmp_path / "run"
-    process = start("image/mae", data, out, "--save-every", "2", "--workers", "1")
+    process = start("image/mae", data, out, "--save-every", "2", "--workers", "1", start_new_session=True)
     end_at(process, out, step, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not session(process.pid), "its loader worker went with it"
     pretrain("image/mae", data, out, "--save-every", "2")  # without workers this time
     assert_same(out, alone)
 
