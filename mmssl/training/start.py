@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, is_tensorboard_available
 
 from mmssl.encoders.vit import Block
@@ -51,6 +52,8 @@ def make_accelerator(settings: Settings) -> Accelerator:
         raise UserError(
             "--tensorboard needs a package that is not here: pip install 'mmssl[tensorboard]', or leave it out."
         )
+    # Accelerate keeps the precision of the process's first run: a later one would silently get it, too.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=settings.precision,
         log_with="tensorboard" if settings.tensorboard else None,
