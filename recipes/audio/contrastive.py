@@ -2,7 +2,8 @@
 
 paper      Saeed et al. 2021, Contrastive Learning of General-Purpose Audio Representations, arXiv:2010.10915
 command    mmssl pretrain audio/contrastive --data DIR --out DIR
-           convolutional: --encoder.arch resnet18; a ViT with SimCLR's loss: --similarity cosine --temperature 0.1
+           convolutional: --encoder.arch resnet18
+           SimCLR's head and loss: --layers 2 --norm batch --similarity cosine --temperature 0.1 --symmetric
 hardware   paper: 500 epochs of AudioSet on TPUs
 published  Speech Commands v2 (35 classes), linear: 62.4 % (EfficientNet-B0, AudioSet)
 ours       not measured yet
@@ -33,7 +34,11 @@ class Settings(Common):
     encoder: EncoderSettings = field(default_factory=lambda: EncoderSettings(width=384, heads=6, prefix=2))
     """ViT-S with AST's two prefix tokens."""
     out_width: int = 512
-    """Width of the projection that the loss compares."""
+    """Width of the projection that the loss compares, and of its hidden layers."""
+    layers: int = 1
+    """Layers of the projector: COLA has one, SimCLR two."""
+    norm: Literal["none", "batch"] = "none"
+    """Batch norm in the projector, as SimCLR has it; a ViT without it may not leave the uniform solution."""
     similarity: Literal["bilinear", "cosine"] = "bilinear"
     temperature: float = 1.0
     """The paper has none with the bilinear similarity, and 0.2 with the cosine."""
@@ -61,8 +66,8 @@ def build(settings: Settings) -> Parts:
         encoder,
         out=settings.out_width,
         hidden=settings.out_width,
-        layers=1,
-        norm="none",
+        layers=settings.layers,
+        norm=settings.norm,
         temperature=settings.temperature,
         similarity=settings.similarity,
         symmetric=settings.symmetric,
