@@ -2,7 +2,7 @@
 
     python datasets/make_samples.py --out datasets/samples [--cache DIR] [--only image video audio]
 
-Needs a Debian-like system with `apt-get` (after `apt-get update`) and `dpkg`, and pip; about 260 MB of downloads, which
+Needs a Debian-like system with `apt-get` (after `apt-get update`) and `dpkg`, and pip; about 135 MB of downloads, which
 --cache keeps. Sources, licences, counts and splits: datasets/samples/README.md. Every subset follows a fixed rule, so
 two runs with the same versions of the packages and codecs give the same files.
 """
