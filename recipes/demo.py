@@ -20,7 +20,7 @@ from mmssl.report.build import write_summary
 
 SAMPLES = Path("datasets/samples")
 OUT = Path("runs/demo")
-SHARED = "--optimizer adamw --lr-per 64 --workers 1 --log-every 20 --save-every 200 --seed 0"
+SHARED = "--optimizer adamw --lr-per 64 --workers 1 --log-every 20 --save-every 200"
 VIT = "--encoder.arch vit --encoder.width 128 --encoder.heads 4"
 IMAGE = f"{VIT} --encoder.depth 6 --input.size 28 --input.patch 4"
 CLIP = f"{VIT} --encoder.depth 4 --input.size 32 --input.patch 8 --input.frames 8 --input.stride 1"
@@ -45,8 +45,8 @@ class Job:
         return self.recipe.split("/")[0]
 
     @property
-    def out(self) -> Path:
-        return OUT / self.recipe.replace("/", "-")
+    def folder(self) -> str:
+        return self.recipe.replace("/", "-")
 
 
 JOBS = [
@@ -56,14 +56,15 @@ JOBS = [
 ]
 
 
-def evaluate(job: Job) -> dict:
-    """Train and evaluate one encoder; returns the figures of the linear probe."""
-    data = SAMPLES / job.modality
-    mmssl(["pretrain", job.recipe, "--data", str(data), "--out", str(job.out), *f"{SHARED} {job.options}".split()])
-    for probe in ("linear", "knn"):
-        command = f"evaluate {probe} --encoder {job.out / 'encoder'} --data {data} --out {job.out / probe}.json"
-        mmssl([*command.split(), "--workers", "1"])
-    return json.loads((job.out / "linear.json").read_text(encoding="utf-8"))
+def train_and_probe(job: Job, out: Path, seed: int = 0, data: Path | None = None) -> dict:
+    """Train on `data` (the samples if None), evaluate on the samples; returns the figures of the linear probe."""
+    samples = SAMPLES / job.modality
+    run = f"--data {data or samples} --out {out} --seed {seed} {SHARED} {job.options}"
+    mmssl(["pretrain", job.recipe, *run.split()])
+    for probe in ("knn", "linear"):
+        command = f"--encoder {out / 'encoder'} --data {samples} --out {out / probe}.json --seed {seed} --workers 1"
+        mmssl(["evaluate", probe, *command.split()])
+    return json.loads((out / "linear.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -71,23 +72,22 @@ def main() -> None:
     console, began = Console(), time.monotonic()
     if not SAMPLES.is_dir():
         sys.exit(f"The samples are not in {SAMPLES.resolve()}: run this from the top folder of the repository.")
-    title = "linear probe, top-1 (95 % interval)"
-    table = Table("encoder", "question", "pre-trained", "untrained", "chance", title=title)
+    title = "linear probe, top-1 on held-out files (gain with its 95 % interval)"
+    table = Table("encoder", "question", "pre-trained", "untrained", "gain", "chance", title=title)
     for job in JOBS:
         console.rule(f"{job.recipe}: {job.question}")
-        figures = evaluate(job)
-        table.add_row(job.recipe, job.question, *(cell(figures, name) for name in ("trained", "untrained", "chance")))
-    report = write_summary([job.out for job in JOBS], OUT / "report.html", title="mmssl demo")
+        figures = train_and_probe(job, OUT / job.folder)
+        trained, untrained = (percent(figures[name]["top1"]) for name in ("trained", "untrained"))
+        low, high = (100 * edge for edge in figures["difference"]["top1_interval"])
+        gain = f"{100 * figures['difference']['top1']:+.1f} ({low:+.1f} to {high:+.1f})"
+        table.add_row(job.recipe, job.question, trained, untrained, gain, percent(figures["chance"]["majority"]))
+    report = write_summary([OUT / job.folder for job in JOBS], OUT / "report.html", title="mmssl demo")
     console.print(table)
     console.print(f"{time.monotonic() - began:.0f} s in all\nreport: {report}", soft_wrap=True)
 
 
-def cell(figures: dict, name: str) -> str:
-    """'81.2 % (79.8 to 82.6)'."""
-    top1 = figures[name]["top1"]
-    low, high = figures[name].get("top1_interval", (None, None))
-    interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
-    return f"{100 * top1:.1f} %{interval}"
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 if __name__ == "__main__":

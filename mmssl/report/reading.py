@@ -98,8 +98,12 @@ class Evaluation:
     details: list[tuple[str, str]]
 
 
-MEASURES = {"top1": ("top-1", "majority"), "balanced": ("balanced accuracy", "uniform")}
+MEASURES = {"top1": ("top-1", "majority"), "balanced": ("balanced accuracy", "uniform_balanced")}
 """Key in the file -> its name, and what chance gives of it: one class always, or one in so many classes."""
+
+
+TABULATED = ("trained", "untrained", "further_untrained", "difference", "chance", "versions")
+"""Keys of the file whose content the results table shows, or that are named elsewhere."""
 
 
 def read_evaluations(out: Path) -> list[Evaluation]:
@@ -112,23 +116,24 @@ def read_evaluations(out: Path) -> list[Evaluation]:
             shown = {
                 "chosen": {key: value for key, value in trained.items() if not key.startswith(("top1", "balanced"))}
             }
-            shown |= {key: value for key, value in content.items() if key not in ("trained", "untrained", "versions")}
+            shown |= {key: value for key, value in content.items() if key not in TABULATED}
             classes = trained.get("per_class", [])
             found.append(Evaluation(file.name, _results(file.stem, content), classes, flatten(_without_tables(shown))))
     return found
 
 
 def _results(name: str, content: dict[str, Any]) -> list[Result]:
-    trained, twins, chance = content["trained"], content.get("untrained") or [], content.get("chance") or {}
-    name = str(content.get("probe", name))
-    if (content.get("data") or {}).get("labels") == "speed":
-        name += ", playback speed"
+    trained, chance = content["trained"], content.get("chance") or {}
+    twins = list(content.get("further_untrained") or [])
+    if content.get("untrained"):
+        twins.insert(0, {**content["untrained"], "difference": content.get("difference")})
+    name = str(content.get("evaluation", name))
     found = []
     for key, (measure, guess) in MEASURES.items():
         value = _number(trained.get(key))
         if value is not None:
             others = [float(twin[key]) for twin in twins if _number(twin.get(key)) is not None]
-            gains = [_interval(twin.get("trained_minus_untrained") or {}, key) for twin in twins]
+            gains = [_interval(twin.get("difference") or {}, key) for twin in twins]
             found.append(
                 Result(
                     evaluation=name,

@@ -50,14 +50,17 @@ def write_evaluation(file: Path, probe: str, *, gain: tuple[float, float]) -> No
     def twin(seed: int, top1: float) -> dict[str, object]:
         low, high = gain
         paired = {"top1": 0.1, "top1_interval": [low + seed / 100, high], "balanced_interval": [-0.1, 0.1]}
-        return {"seed": seed, **figures(top1, 0.3), "trained_minus_untrained": paired}
+        return {"seed": seed, **figures(top1, 0.3), "difference": paired}
 
+    first = twin(0, 0.4)
     content = {
-        "probe": probe,
+        "evaluation": probe,
         "data": {"path": "photos", "labels": "data", "classes": ["cat", "dog"]},
-        "chance": {"majority": 0.4375, "uniform": 0.5},
+        "chance": {"majority": 0.4375, "majority_balanced": 0.5, "uniform": 0.5, "uniform_balanced": 0.5},
         "trained": {**figures(0.615, 0.59), "rate": 0.03, "validation": [{"rate": 0.03}] * 9},
-        "untrained": [twin(0, 0.4), twin(1, 0.42)],
+        "untrained": {key: value for key, value in first.items() if key != "difference"},
+        "difference": first["difference"],
+        "further_untrained": [twin(1, 0.42)],
     }
     file.write_text(json.dumps(content))
 

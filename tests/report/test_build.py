@@ -12,10 +12,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from mmssl.adapters.specs import ImageSpec
+from mmssl.cli import main
+from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.report.build import Album, collapse_verdict, write_report, write_summary
 from mmssl.report.reading import read_evaluations, read_metrics, read_skipped
+from tests.media import make_image_tree
 from tests.report.runs import LOSSES, write_evaluation, write_run
 
 VOID = {"meta", "img", "br", "circle", "line", "path", "polyline", "polygon"}
@@ -239,3 +244,23 @@ def test_collapse_in_plain_words(tmp_path: Path, std: float, rank: float, said: 
     verdict = collapse_verdict(read_metrics(tmp_path / "metrics.jsonl"))
     assert verdict is not None
     assert verdict.startswith(said)
+
+
+def test_what_evaluate_writes_is_what_the_report_reads(tmp_path: Path) -> None:
+    """Both probes on a real encoder and real files, then the report of that folder."""
+    torch.manual_seed(0)
+    make_image_tree(tmp_path / "data", each=6)
+    tiny = EncoderSettings(width=16, depth=1, heads=1)
+    build_encoder(ImageSpec(size=16, patch=8), tiny, None).save_pretrained(tmp_path / "encoder")
+    for probe in ("knn", "linear"):
+        files = f"--encoder {tmp_path / 'encoder'} --data {tmp_path / 'data'} --out {tmp_path / probe}.json"
+        main(["evaluate", probe, *files.split(), "--workers", "0"])
+    written = {probe: json.loads((tmp_path / f"{probe}.json").read_text()) for probe in ("knn", "linear")}
+    found = read_evaluations(tmp_path)
+    assert [evaluation.results[0].evaluation for evaluation in found] == ["knn", "linear"]
+    for evaluation in found:
+        content, result = written[evaluation.results[0].evaluation], evaluation.results[0]
+        assert (result.trained, result.untrained) == (content["trained"]["top1"], content["untrained"]["top1"])
+        assert result.gain_interval == tuple(content["difference"]["top1_interval"])
+        assert result.chance == content["chance"]["majority"]
+    assert "linear" in write_report(tmp_path).read_text()
