@@ -263,4 +263,5 @@ def test_what_evaluate_writes_is_what_the_report_reads(tmp_path: Path) -> None:
         assert (result.trained, result.untrained) == (content["trained"]["top1"], content["untrained"]["top1"])
         assert result.gain_interval == tuple(content["difference"]["top1_interval"])
         assert result.chance == content["chance"]["majority"]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     assert "linear" in write_report(tmp_path).read_text()
