@@ -19,6 +19,7 @@ from mmssl.data.indexing import show_progress
 from mmssl.data.loader import MediaDataset, make_loader
 from mmssl.data.plan import Plan
 from mmssl.data.sources import open_source
+from mmssl.encoders.layouts import layout_of
 from mmssl.encoders.vit import Block
 from mmssl.errors import UserError
 from mmssl.files import writing
@@ -54,6 +55,10 @@ def train(settings: S, build: Callable[[S], Parts], *, recipe: str, command: str
     settings.check(accelerator.num_processes)
     on_main(accelerator, lambda: None if settings.dry_run else check_out(settings, recipe))
     run = Run(settings, build, accelerator)
+    for name, encoder in run.objective.exports().items():
+        reason = layout_of(encoder).reason
+        if reason is not None and accelerator.is_main_process:
+            print(f"{settings.out / name}: only mmssl.Encoder will load it ({reason}).", file=sys.stderr, flush=True)
     if settings.dry_run:
         dry_run(run, recipe)
         return

@@ -27,9 +27,11 @@ def test_the_table_of_this_test_is_complete() -> None:
 
 
 @pytest.mark.parametrize("recipe", TINY)
-def test_recipe(recipe: str, media: dict[str, Path], tmp_path: Path) -> None:
+def test_recipe(recipe: str, media: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = media[recipe.split("/")[0]], tmp_path / "run"
     pretrain(recipe, data, out, "--steps", "3", "--save-every", "1", "--probe-every", "2")
+    said = f"{out / 'encoder'}: " in capsys.readouterr().err
+    assert said == ("--encoder.stem" in TINY[recipe]), "a run says first when transformers cannot load its encoder"
     lines = metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines)
