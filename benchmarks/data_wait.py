@@ -23,7 +23,7 @@ RECIPES = {
     "audio/mae": f"{SMALL} --input.frames 512",
     "audio/contrastive": SMALL,
 }
-STEPS = 12
+STEPS = 9
 
 
 def measure(recipe: str, options: str) -> tuple[float, float]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -23,7 +23,7 @@ class Timing:
     high: float
     """Smallest and largest of the rounds."""
     peak_mib: float | None = None
-    """Peak resident memory above the process's size before the first call, measured in a process of its own."""
+    """Growth of the peak resident size over two calls, in a process of its own."""
 
 
 def alternate(contenders: dict[str, Callable[[], object]], rounds: int = 7, warm_up: int = 1) -> dict[str, list[float]]:
@@ -41,21 +41,25 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int = 7, warm
     return seconds
 
 
+def _measure_peak(make: Callable[[], Callable[[], object]], calls: int, sender: Connection) -> None:
+    call = make()
+    before = _peak()
+    for _ in range(calls):
+        call()
+    sender.send(_peak() - before)
+
+
+def _peak() -> float:
+    """Peak resident size in MiB; getrusage would give the parent's, which Linux keeps across exec."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def peak_memory(make: Callable[[], Callable[[], object]], calls: int = 2) -> float:
-    """MiB that `make()()` adds to the peak resident size, in a process of its own."""
-    context = multiprocessing.get_context("fork")
+    """MiB that calls of `make()` add to the peak resident size, in a fresh process; `make` must be picklable."""
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the thread pools of timed calls, and hang
     receiver, sender = context.Pipe(duplex=False)
-
-    def child() -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        call = make()
-        for _ in range(calls):
-            call()
-        sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-        sender.close()
-        os._exit(0)
-
-    process = context.Process(target=child)
+    process = context.Process(target=_measure_peak, args=(make, calls, sender))
     process.start()
     peak = receiver.recv()
     process.join()
@@ -63,10 +67,7 @@ def peak_memory(make: Callable[[], Callable[[], object]], calls: int = 2) -> flo
 
 
 def compare(makers: dict[str, Callable[[], Callable[[], object]]], rounds: int = 7) -> list[Timing]:
-    """Time the calls that the makers return, alternating, and measure the memory of each in its own process.
-
-    Memory comes first: a forked child must not inherit thread pools that a timed call has started.
-    """
+    """Time the calls that the makers return, alternating, and measure the memory of each in its own process."""
     peaks = {name: peak_memory(make) for name, make in makers.items()}
     return timings(alternate({name: make() for name, make in makers.items()}, rounds), peaks)
 
