@@ -84,7 +84,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
 
 
 class Run:
-    """One session of a run. Everything here is the same on every process but the slice of each batch."""
+    """One start of a run. Everything here is the same on every process but the slice of each batch."""
 
     def __init__(self, settings: Any, build: Callable[[Any], Parts], accelerator: Accelerator) -> None:
         self.settings, self.build, self.accelerator = settings, build, accelerator
@@ -229,7 +229,7 @@ class Run:
         return figures
 
     def micro_batches(self) -> Iterator[Batch]:
-        """Micro-batches on the device, augmented, from this session's first step on; counts time and bad files."""
+        """Micro-batches on the device, augmented, from the first step of this start on; counts time and bad files."""
         loader = make_loader(
             self.dataset,
             self.plan,
