@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from mmssl.types import Batch, ObjectiveOutput, Picture
 What = Literal["loss", "embed", "pictures"]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of all objectives.
 
     Attributes:
@@ -60,8 +61,9 @@ class Objective(nn.Module):
             return self.embed(batch, "view" if "view" in batch.views else self.views[0])
         return self.pictures(batch)
 
+    @abstractmethod
     def loss(self, batch: Batch) -> ObjectiveOutput:
-        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+        """The mean loss over `count` terms of this process, with detached metrics."""
 
     def embed(self, batch: Batch, name: str) -> Tensor:
         return self.encoder(batch.views[name], lengths=batch.lengths.get(name)).pooled

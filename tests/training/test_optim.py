@@ -17,6 +17,7 @@ from mmssl.training.momentum import LARS, SGD
 from mmssl.training.optim import build_optimizer, set_lr
 from mmssl.training.schedule import warmup_cosine
 from mmssl.training.settings import Settings
+from mmssl.types import Batch, ObjectiveOutput
 
 
 def test_lars_is_simclrs_update() -> None:
@@ -72,6 +73,10 @@ class Model(Objective):
         super().__init__(nn.Linear(3, 4))  # type: ignore[arg-type]
         self.norm = nn.LayerNorm(4)
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+    def loss(self, batch: Batch) -> ObjectiveOutput:
+        features = self.norm(self.encoder(batch.views["x"]))
+        return ObjectiveOutput(features.square().mean(), torch.tensor(float(len(batch))))
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
