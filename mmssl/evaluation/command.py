@@ -70,6 +70,10 @@ class EvaluateSettings:
         if self.labels == "speed" and self.clips != 1:
             raise UserError("--clips averages clips of one file, which --labels speed tells apart: leave it out.")
 
+    def run(self) -> dict[str, Any]:
+        assert isinstance(self, KnnSettings | LinearSettings)
+        return run_evaluate(self)
+
 
 @dataclass(kw_only=True)
 class KnnSettings(EvaluateSettings):
