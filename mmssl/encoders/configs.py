@@ -19,7 +19,8 @@ from mmssl.adapters.spectrogram import LogMel
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import build_adapter
 from mmssl.encoders.conv import BLOCKS, WIDTHS, ConvEncoder
-from mmssl.encoders.layouts import AST, IJEPA, POSITIONS, RESNET_MODEL, VIDEOMAE, VIT, VIT_MAE, Layout, State
+from mmssl.encoders.layouts import AST, IJEPA, POSITIONS, RESNET_MODEL, VIDEOMAE, VIT, VIT_MAE, VIVIT, Layout, State
+from mmssl.encoders.positions import split_separable
 from mmssl.encoders.processors import audio_spec, picture_statistics, spec_from_facts
 from mmssl.encoders.vit import ViT, ViTSettings, fixed_positions
 from mmssl.errors import UserError
@@ -74,6 +75,10 @@ def _vit_config(encoder: Encoder, layout: Layout) -> dict[str, Any]:
             | {"max_length": spec.frames, "num_mel_bins": spec.mels, "qkv_bias": settings.qkv_bias == "full"}
         )
     config |= {"image_size": spec.size, "num_channels": len(spec.mean)}
+    if isinstance(spec, VideoSpec) and layout is VIVIT:
+        del config["patch_size"]
+        config |= {"num_frames": spec.frames, "tubelet_size": [spec.tubelet, spec.patch, spec.patch]}
+        return config | {"hidden_act": "gelu", "pooler_act": "linear", "qkv_bias": settings.qkv_bias == "full"}
     if isinstance(spec, VideoSpec):
         config |= {"num_frames": spec.frames, "tubelet_size": spec.tubelet, "use_mean_pooling": not settings.final_norm}
         return config | {"qv_bias": settings.qkv_bias == "qv"}
@@ -108,9 +113,9 @@ def build(
         spec, settings = _foreign_spec(layout, hub, processor, folder), _foreign_settings(layout, hub)
     adapter = build_adapter(spec, settings.width)
     if layout is not VIDEOMAE and POSITIONS in weights:
-        # Fixed only if the table still is what it was: a model that transformers has trained on may have moved it.
-        fixed = settings.positions != "learned" and _is_fixed(weights[POSITIONS], adapter, settings)
-        settings = replace(settings, positions=settings.positions if fixed else "learned")
+        # Fixed or separable only if the table still is: a model that transformers has trained on may have moved it.
+        kept = settings.positions != "learned" and _keeps_form(weights[POSITIONS], adapter, settings)
+        settings = replace(settings, positions=settings.positions if kept else "learned")
     return ViT(adapter, settings)
 
 
@@ -131,17 +136,17 @@ def _foreign_settings(layout: Layout, hub: Any) -> ViTSettings:
         depth=hub.num_hidden_layers,
         heads=hub.num_attention_heads,
         mlp_ratio=hub.intermediate_size / hub.hidden_size,
-        prefix={VIT: 1, VIT_MAE: 1, IJEPA: 0, VIDEOMAE: 0, AST: 2}[layout],
-        positions="sincos1d" if layout is VIDEOMAE else "sincos",
+        prefix={VIT: 1, VIT_MAE: 1, IJEPA: 0, VIDEOMAE: 0, VIVIT: 1, AST: 2}[layout],
+        positions="sincos1d" if layout is VIDEOMAE else "learned" if layout is VIVIT else "sincos",
         qkv_bias="none" if not biased else "qv" if layout is VIDEOMAE else "full",
         norm_eps=hub.layer_norm_eps,
-        pooling="cls" if layout is VIT else "prefix" if layout is AST else "mean",
+        pooling="cls" if layout in (VIT, VIVIT) else "prefix" if layout is AST else "mean",
         final_norm=not (layout is VIDEOMAE and hub.use_mean_pooling),
     )
 
 
 def _foreign_spec(layout: Layout, hub: Any, processor: dict[str, Any] | None, folder: Path) -> Spec:
-    patch = _side(hub.patch_size, "patch_size", folder)
+    patch = _side(hub.tubelet_size[1:] if layout is VIVIT else hub.patch_size, "patch_size", folder)
     if layout is AST:
         if hub.frequency_stride != hub.time_stride:
             raise UserError(
@@ -150,8 +155,9 @@ def _foreign_spec(layout: Layout, hub: Any, processor: dict[str, Any] | None, fo
         return audio_spec(processor, mels=hub.num_mel_bins, frames=hub.max_length, patch=patch, stride=hub.time_stride)
     mean, std = picture_statistics(str(folder), processor)
     size = _side(hub.image_size, "image_size", folder)
-    if layout is VIDEOMAE:
-        return VideoSpec(size=size, frames=hub.num_frames, patch=patch, tubelet=hub.tubelet_size, mean=mean, std=std)
+    if layout in (VIDEOMAE, VIVIT):
+        depth = hub.tubelet_size[0] if layout is VIVIT else hub.tubelet_size
+        return VideoSpec(size=size, frames=hub.num_frames, patch=patch, tubelet=depth, mean=mean, std=std)
     return ImageSpec(size=size, patch=patch, mean=mean, std=std)
 
 
@@ -184,8 +190,13 @@ def build_ours(config: dict[str, Any], folder: Path) -> Encoder:
     return ViT(build_adapter(spec, settings.width), settings)
 
 
-def _is_fixed(table: Tensor, adapter: Adapter, settings: ViTSettings) -> bool:
-    if settings.width % 4 or table.shape[1] != math.prod(adapter.grid) + settings.prefix:
+def _keeps_form(table: Tensor, adapter: Adapter, settings: ViTSettings) -> bool:
+    """Whether the position table [1,P+N,D] of a file still is what `settings.positions` says."""
+    if table.shape[1] != math.prod(adapter.grid) + settings.prefix:
+        return False
+    if settings.positions == "separable":
+        return split_separable(table[:, settings.prefix :], adapter.grid[0]) is not None
+    if settings.width % 4:
         return False
     fixed = fixed_positions(settings.positions, adapter.grid, settings.width)
     fixed = torch.cat([fixed.new_zeros(1, settings.prefix, settings.width), fixed], dim=1)

@@ -10,14 +10,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.card import model_card
 from mmssl.encoders.configs import build, build_ours, config_of
 from mmssl.encoders.layouts import READABLE, Layout, State, canonical, from_hub, layout_of, to_hub
 from mmssl.encoders.processors import processor_config
-from mmssl.encoders.vit import ViT
 from mmssl.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -98,9 +97,7 @@ def load_encoder(name: str | Path) -> Encoder:
         layout = READABLE[model_type]
         weights = canonical(layout, weights)
         encoder = build(layout, config, processor, weights, folder)
-        state, pos = from_hub(encoder, layout, weights)
-        if isinstance(encoder, ViT) and isinstance(encoder.pos, nn.Parameter) and pos is not None:
-            state["pos"] = pos
+        state = from_hub(encoder, weights)
     else:
         raise UserError(
             f"{folder} holds a model of type '{model_type}', which mmssl does not read: it reads "

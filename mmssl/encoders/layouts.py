@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.positions import join_separable, split_separable
 from mmssl.encoders.vit import ViT
 
 State = dict[str, Tensor]
@@ -24,7 +25,7 @@ TRUNK = {
     "norm.weight": "layernorm.weight",
     "norm.bias": "layernorm.bias",
 }
-"""Ours -> the Hub's, for ViT, ViTMAE, I-JEPA, VideoMAE and AST."""
+"""Ours -> the Hub's, for ViT, ViTMAE, I-JEPA, VideoMAE, ViViT and AST."""
 
 BLOCK = {
     "norm1.weight": "layernorm_before.weight",
@@ -111,9 +112,10 @@ VIT = Layout("vit", "ViTModel", "vit.")
 VIT_MAE = Layout("vit_mae", "ViTMAEModel", "vit.")
 IJEPA = Layout("ijepa", "IJepaModel", "ijepa.")
 VIDEOMAE = Layout("videomae", "VideoMAEModel", "videomae.")
+VIVIT = Layout("vivit", "VivitModel", "vivit.")
 AST = Layout("audio-spectrogram-transformer", "ASTModel", "audio_spectrogram_transformer.")
 RESNET_MODEL = Layout("resnet", "ResNetModel", "resnet.")
-READABLE = {layout.model_type: layout for layout in (VIT, VIT_MAE, IJEPA, VIDEOMAE, AST, RESNET_MODEL)}
+READABLE = {layout.model_type: layout for layout in (VIT, VIT_MAE, IJEPA, VIDEOMAE, VIVIT, AST, RESNET_MODEL)}
 """Never written: vit_mae, which shuffles tokens even when nothing is masked."""
 
 
@@ -128,12 +130,15 @@ def layout_of(encoder: Encoder) -> Layout:
     assert isinstance(encoder, ViT)
     settings, modality = encoder.settings, encoder.spec.modality
     if settings.layer_scale is not None:
-        return _ours(encoder, "layer scale has no place in the ViT, I-JEPA, VideoMAE and AST layouts")
+        return _ours(encoder, "layer scale has no place in the ViT, I-JEPA, VideoMAE, ViViT and AST layouts")
     if modality == "video":
+        if settings.prefix == 1 and settings.final_norm and settings.qkv_bias != "qv":
+            return VIVIT
         if settings.prefix or settings.positions != "sincos1d" or settings.qkv_bias == "full":
             return _ours(
                 encoder,
-                "VideoMAEModel has prefix=0, positions='sincos1d' and qkv_bias='qv' or 'none'; this encoder differs",
+                "VideoMAEModel has prefix=0, positions='sincos1d' and qkv_bias='qv' or 'none', VivitModel prefix=1, a "
+                "final norm and qkv_bias='full' or 'none'; this encoder differs",
             )
         return VIDEOMAE
     if not settings.final_norm or settings.qkv_bias == "qv":
@@ -175,9 +180,12 @@ def to_hub(encoder: Encoder, layout: Layout, state: State) -> State:
         for i, target in enumerate(PREFIX_TOKENS[: encoder.settings.prefix]):
             hub[target] = state["prefix"][:, i : i + 1].clone()
     if layout is not VIDEOMAE:
-        pos = state.get("pos", encoder.pos.detach())
+        if encoder.pos is None:
+            pos = join_separable(state["pos_space"], state["pos_time"])
+        else:
+            pos = state.get("pos", encoder.pos.detach())
         hub[POSITIONS] = torch.cat([pos.new_zeros(1, encoder.settings.prefix, encoder.width), pos], dim=1)
-    if layout is VIT:
+    if layout in (VIT, VIVIT):
         # An identity pooler with pooler_act="linear": nothing is missing, and pooler_output is the CLS token.
         weight = next(iter(state.values()))
         hub["pooler.dense.weight"] = torch.eye(encoder.width, dtype=weight.dtype)
@@ -185,18 +193,15 @@ def to_hub(encoder: Encoder, layout: Layout, state: State) -> State:
     return hub
 
 
-def from_hub(encoder: Encoder, layout: Layout, hub: State) -> tuple[State, Tensor | None]:
+def from_hub(encoder: Encoder, hub: State) -> State:
     """The encoder's own state dict from Hub weights whose names `canonical` has brought into one form.
 
     Weights that are absent stay absent and unknown ones keep their Hub names, so that the caller can name both.
-
-    Returns:
-        The state, without positions, and the position table [1,N,D] of the patches where the file has one.
     """
     hub = dict(hub)
     if isinstance(encoder, ConvEncoder):
         back = {_resnet_name(name): name for name in encoder.state_dict()}
-        return {back.get(name, name): tensor for name, tensor in hub.items()}, None
+        return {back.get(name, name): tensor for name, tensor in hub.items()}
     assert isinstance(encoder, ViT)
     state: State = {}
     for ours, theirs in TRUNK.items():
@@ -214,7 +219,15 @@ def from_hub(encoder: Encoder, layout: Layout, hub: State) -> tuple[State, Tenso
     pos = hub.pop(POSITIONS, None)
     if tokens and pos is not None and len(tokens) == encoder.settings.prefix:
         state["prefix"] = torch.cat(tokens, dim=1) + pos[:, : len(tokens)]
-    return state | hub, None if pos is None else pos[:, encoder.settings.prefix :]
+    return state | hub | ({} if pos is None else _positions(encoder, pos[:, encoder.settings.prefix :]))
+
+
+def _positions(encoder: ViT, table: Tensor) -> State:
+    """The encoder's learned positions from the table [1,N,D] of the patches; nothing where it holds a fixed one."""
+    if encoder.pos is None:
+        parts = split_separable(table, encoder.adapter.grid[0])
+        return {} if parts is None else dict(zip(("pos_space", "pos_time"), parts, strict=True))
+    return {"pos": table} if isinstance(encoder.pos, nn.Parameter) else {}
 
 
 def canonical(layout: Layout, weights: State) -> State:

@@ -1,4 +1,5 @@
-"""Position embeddings: the two fixed sin-cos tables of the masked autoencoders, and interpolation to other grids."""
+"""Position embeddings: the two fixed sin-cos tables of the masked autoencoders, the separable learned one, and
+interpolation to other grids."""
 
 from __future__ import annotations
 
@@ -36,6 +37,23 @@ def sincos_2d(height: int, width: int, dim: int) -> Tensor:
     row, column = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
     across, down = column.reshape(-1, 1) * rate, row.reshape(-1, 1) * rate
     return torch.cat([across.sin(), across.cos(), down.sin(), down.cos()], dim=1).float()
+
+
+def join_separable(space: Tensor, time: Tensor) -> Tensor:
+    """The table [1,T*H*W,D] of a clip's grid from one over its cells [1,H*W,D] and one over time [1,T,D]: their sum
+    (Feichtenhofer et al. 2022, MAE-ST, section 3.1)."""
+    return (time.unsqueeze(2) + space.unsqueeze(1)).flatten(1, 2)
+
+
+def split_separable(table: Tensor, times: int, atol: float = 1e-5) -> tuple[Tensor, Tensor] | None:
+    """Space [1,H*W,D] and time [1,T,D] whose sum is `table` [1,T*H*W,D]; None where no such two exist.
+
+    The two are known up to a constant that one of them gains and the other loses: the mean over time is 0 here.
+    """
+    cells = table.unflatten(1, (times, -1))
+    space = cells.mean(1)
+    time = (cells - space.unsqueeze(1)).mean(2)
+    return (space, time) if torch.allclose(join_separable(space, time), table, rtol=0, atol=atol) else None
 
 
 def interpolate(pos: Tensor, grid: Grid, wanted: Grid) -> Tensor:

@@ -60,7 +60,11 @@ def picture_statistics(name: str, config: dict[str, Any] | None) -> tuple[tuple[
             stacklevel=2,
         )
         return IMAGENET_MEAN, IMAGENET_STD
-    return tuple(config["image_mean"]), tuple(config["image_std"])
+    mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+    if config.get("offset"):  # ViViT's: 0..255 become rescale_factor * value - 1 before mean and std
+        span = 255 * config["rescale_factor"]
+        return tuple((1 + value) / span for value in mean), tuple(value / span for value in std)
+    return mean, std
 
 
 def audio_spec(config: dict[str, Any] | None, **layout: int) -> AudioSpec:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmssl.adapters.base import Adapter
 from mmssl.encoders.base import TokenEncoder
-from mmssl.encoders.positions import Grid, interpolate, sincos_1d, sincos_2d
+from mmssl.encoders.positions import Grid, interpolate, join_separable, sincos_1d, sincos_2d
 from mmssl.errors import UserError
 from mmssl.types import Encoded, Tokens
 
@@ -26,8 +26,9 @@ class ViTSettings:
     mlp_ratio: float = 4.0
     prefix: int = 1
     """Prefix tokens: 0, 1 (CLS) or 2 (CLS and distillation, as AST has them)."""
-    positions: Literal["sincos", "learned", "sincos1d"] = "sincos"
-    """'sincos': MAE's fixed table over rows and columns; 'sincos1d': VideoMAE's over the flat token number."""
+    positions: Literal["sincos", "learned", "sincos1d", "separable"] = "sincos"
+    """'sincos': MAE's fixed table over rows and columns; 'sincos1d': VideoMAE's over the flat token number;
+    'separable': MAE-ST's sum of a learned table over rows and columns and a learned table over time."""
     drop_path: float = 0.0
     """Share of samples that skip the last block; it grows linearly from 0 at the first block (Huang et al. 2016)."""
     layer_scale: float | None = None
@@ -155,7 +156,8 @@ class ViT(TokenEncoder):
         UserError: settings that contradict each other or the adapter.
     """
 
-    pos: Tensor
+    pos: Tensor | None
+    """[1,N,D] of the nominal grid; None where `pos_space` [1,H*W,D] and `pos_time` [1,T,D] make it up ('separable')."""
 
     def __init__(self, adapter: Adapter, settings: ViTSettings) -> None:
         super().__init__()
@@ -166,8 +168,12 @@ class ViT(TokenEncoder):
         self.width = settings.width
         self.pooling = settings.pooling
         self.prefix = nn.Parameter(torch.zeros(1, settings.prefix, self.width)) if settings.prefix else None
-        if settings.positions == "learned":
-            T, H, W = adapter.grid
+        T, H, W = adapter.grid
+        if settings.positions == "separable":
+            self.register_parameter("pos", None)
+            self.pos_space = nn.Parameter(torch.zeros(1, H * W, self.width))
+            self.pos_time = nn.Parameter(torch.zeros(1, T, self.width))
+        elif settings.positions == "learned":
             self.pos = nn.Parameter(torch.zeros(1, T * H * W, self.width))
         else:
             self.register_buffer("pos", fixed_positions(settings.positions, adapter.grid, self.width), persistent=False)
@@ -186,16 +192,19 @@ class ViT(TokenEncoder):
         )
         self.norm = nn.LayerNorm(self.width, eps=settings.norm_eps) if settings.final_norm else nn.Identity()
         self.apply(initialise)
-        for token in (self.prefix, self.pos):
-            if isinstance(token, nn.Parameter):
-                nn.init.normal_(token, std=0.02)
+        for parameter in self.parameters(recurse=False):  # prefix tokens and learned positions
+            nn.init.normal_(parameter, std=0.02)
 
     def tokenize(self, view: Tensor, *, keep: Tensor | None = None, lengths: Tensor | None = None) -> Tokens:
         tokens = self.adapter(view, keep, lengths)
-        pos = interpolate(self.pos, self.adapter.grid, tokens.grid)
+        pos = interpolate(self.position_table(), self.adapter.grid, tokens.grid)
         if keep is not None:
             pos = _gather(pos.expand(len(keep), -1, -1), keep)
         return Tokens(x=tokens.x, grid=tokens.grid, pos=pos)
+
+    def position_table(self) -> Tensor:
+        """The positions [1,N,D] of the nominal grid."""
+        return join_separable(self.pos_space, self.pos_time) if self.pos is None else self.pos
 
     def encode(
         self,
@@ -257,6 +266,8 @@ def _check(adapter: Adapter, settings: ViTSettings) -> None:
     if settings.pooling != "mean" and not settings.prefix:
         raise UserError(f"pooling='{settings.pooling}' needs a prefix token: set prefix=1 or pooling='mean'.")
     if settings.positions == "sincos" and adapter.grid[0] > 1:
-        raise UserError("positions='sincos' covers rows and columns only: choose 'sincos1d' or 'learned' for clips.")
+        raise UserError(
+            "positions='sincos' covers rows and columns only: choose 'sincos1d', 'separable' or 'learned' for clips."
+        )
     if not 0 <= settings.drop_path < 1:
         raise UserError(f"drop_path={settings.drop_path} must lie in [0, 1).")

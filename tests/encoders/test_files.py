@@ -65,9 +65,12 @@ def test_image_processor_equals_our_evaluation_view(tmp_path: Path, size: tuple[
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_video_processors_equal_our_evaluation_view(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_video_processors_equal_our_evaluation_view(tmp_path: Path, kind: str, prefix: int) -> None:
     spec = VideoSpec(size=16, frames=4, patch=4)
     settings = replace(SETTINGS, prefix=0, positions="sincos1d", qkv_bias="qv")
+    if prefix:  # VivitModel, which takes what VideoMAE's processors make
+        settings = replace(SETTINGS, prefix=1, positions="separable")
     encoder = ViT(VideoTubelets(spec, 24), settings).eval()
     encoder.save_pretrained(tmp_path)
     frames = noise(4, 29, 41, 3)
@@ -76,7 +79,7 @@ def test_video_processors_equal_our_evaluation_view(tmp_path: Path, kind: str) -
     view = centre_crop(torch.from_numpy(frames).movedim(3, 1), 16, "bilinear")[None]
     assert_close(theirs, encoder.adapter.pixels(view).transpose(1, 2), rtol=0, atol=1e-5)
     model = transformers.AutoModel.from_pretrained(tmp_path)
-    assert_close(model(theirs).last_hidden_state, encoder(view).tokens, rtol=0, atol=1e-5)
+    assert_close(model(theirs).last_hidden_state[:, prefix:], encoder(view).tokens, rtol=0, atol=1e-5)
 
 
 def test_feature_extractor_equals_our_adapter(tmp_path: Path) -> None:
@@ -94,7 +97,9 @@ def test_settings_that_only_mmssl_has_survive(tmp_path: Path) -> None:
     made: dict[str, Encoder] = {
         "drop": image_vit(replace(SETTINGS, drop_path=0.1)),
         "scale": image_vit(replace(SETTINGS, layer_scale=1e-4)),
-        "clip": ViT(VideoTubelets(VideoSpec(16, 4, stride=7, patch=4), 24), replace(SETTINGS, positions="learned")),
+        "clip": ViT(
+            VideoTubelets(VideoSpec(16, 4, stride=7, patch=4), 24), replace(SETTINGS, prefix=0, positions="learned")
+        ),
         "audio": ViT(SpectrogramPatches(AudioSpec(mels=16, frames=32, patch=8, stride=4), 24), SETTINGS),
         "audio_conv": ConvEncoder(LogMel(AudioSpec(mels=32, frames=64)), "resnet18"),
     }

@@ -19,7 +19,7 @@ from mmssl.adapters.image import ImagePatches
 from mmssl.adapters.specs import AudioSpec, ImageSpec, VideoSpec
 from mmssl.adapters.spectrogram import SpectrogramPatches
 from mmssl.adapters.video import VideoTubelets
-from mmssl.encoders.positions import interpolate, sincos_1d, sincos_2d
+from mmssl.encoders.positions import interpolate, join_separable, sincos_1d, sincos_2d, split_separable
 from mmssl.encoders.vit import Block, ViT, ViTSettings, drop_path, vit_preset
 from mmssl.errors import UserError
 
@@ -46,6 +46,22 @@ def test_interpolation_over_time_and_space() -> None:
     assert interpolate(ramp, (4, 2, 3), (4, 2, 3)) is ramp
 
 
+def test_separable_positions_are_the_sum_of_space_and_time() -> None:
+    space, time = torch.randn(1, 6, 8), torch.randn(1, 4, 8)
+    table = join_separable(space, time)
+    for t, cell in ((0, 0), (3, 5), (2, 1)):
+        assert_close(table[0, t * 6 + cell], space[0, cell] + time[0, t])
+    parts = split_separable(table, 4)
+    assert parts is not None
+    assert_close(join_separable(*parts), table, rtol=0, atol=1e-6)
+    table[0, 13] += 1e-3
+    assert split_separable(table, 4) is None
+    # Interpolating the sum is interpolating both parts.
+    parts = interpolate(space, (1, 2, 3), (1, 5, 4)), interpolate(time, (4, 1, 1), (6, 1, 1))
+    whole = interpolate(join_separable(space, time), (4, 2, 3), (6, 5, 4))
+    assert_close(whole, join_separable(*parts), rtol=0, atol=1e-5)
+
+
 def test_encode_replaces_before_positions_and_gathers_after() -> None:
     vit, view = image_vit().eval(), torch.rand(2, 3, 16, 16)
     tokens = vit.tokenize(view)
@@ -70,7 +86,7 @@ def test_encode_replaces_before_positions_and_gathers_after() -> None:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("case", ["image", "cls", "learned", "scale", "video", "audio"])
+@pytest.mark.parametrize("case", ["image", "cls", "learned", "scale", "video", "separable", "audio"])
 def test_every_parameter_gets_a_gradient(case: str, masked: bool) -> None:
     settings = {
         "image": SETTINGS,
@@ -78,9 +94,10 @@ def test_every_parameter_gets_a_gradient(case: str, masked: bool) -> None:
         "learned": replace(SETTINGS, positions="learned"),
         "scale": replace(SETTINGS, layer_scale=0.1, drop_path=0.1),
         "video": replace(SETTINGS, prefix=0, positions="sincos1d", qkv_bias="qv"),
+        "separable": replace(SETTINGS, positions="separable"),
         "audio": replace(SETTINGS, prefix=2, pooling="prefix"),
     }[case]
-    if case == "video":
+    if case in ("video", "separable"):
         vit, view = ViT(VideoTubelets(VideoSpec(16, 4, patch=4), 24), settings), torch.rand(2, 4, 3, 16, 16)
     elif case == "audio":
         vit = ViT(SpectrogramPatches(AudioSpec(mels=16, frames=32, patch=8, stride=8), 24), settings)

@@ -198,6 +198,27 @@ def test_videomae(tmp_path: Path, mean_pooling: bool) -> None:
     near(encoder(view).tokens, model((view - 0.5) / 0.5).last_hidden_state)
 
 
+def test_vivit_with_its_own_processor(tmp_path: Path) -> None:
+    picture = {name: value for name, value in PICTURE.items() if name != "patch_size"}
+    config = transformers.VivitConfig(**picture, tubelet_size=[2, 4, 4], num_frames=4, hidden_act="gelu")
+    model = transformers.VivitModel(config)
+    processor = transformers.VivitImageProcessor(do_resize=False, do_center_crop=False, image_std=[0.2, 0.3, 0.5])
+    encoder = from_transformers(model, tmp_path, processor.to_dict())
+    assert isinstance(encoder, ViT)
+    assert encoder.settings.positions == "learned"
+    assert encoder.pooling == "cls"
+    view = torch.randint(0, 256, (2, 4, 3, 16, 16), dtype=torch.uint8)
+    values = torch.cat([processor(list(clip.numpy()), return_tensors="pt").pixel_values for clip in view])
+    theirs = model(values.float(), output_hidden_states=True)
+    ours = encoder(view, hidden=True)
+    assert ours.tokens is not None
+    assert ours.prefix is not None
+    whole = torch.cat([ours.prefix, ours.tokens], dim=1)
+    near(whole, theirs.last_hidden_state)
+    compare_hidden(ours.hidden, theirs.hidden_states)
+    compare_gradients(encoder, model, whole, theirs.last_hidden_state)
+
+
 def test_videomae_old_and_new_bias_names_load_alike(tmp_path: Path) -> None:
     model = transformers.VideoMAEForPreTraining(
         transformers.VideoMAEConfig(

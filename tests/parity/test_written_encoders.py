@@ -53,6 +53,9 @@ def encoders() -> dict[str, Encoder]:
         "vit_learned": ViT(ImagePatches(image, 24), replace(settings, positions="learned", pooling="cls")),
         "ijepa": ViT(ImagePatches(image, 24), replace(settings, prefix=0)),
         "videomae": ViT(VideoTubelets(clip, 24), replace(settings, prefix=0, positions="sincos1d", qkv_bias="qv")),
+        "vivit": ViT(VideoTubelets(clip, 24), replace(settings, positions="learned", pooling="cls")),
+        "vivit_separable": ViT(VideoTubelets(clip, 24), replace(settings, positions="separable")),
+        "vivit_fixed": ViT(VideoTubelets(clip, 24), replace(settings, positions="sincos1d", qkv_bias="none")),
         "ast": ViT(SpectrogramPatches(audio, 24), replace(settings, prefix=2)),
         "resnet": ConvEncoder(ImagePixels(image), "resnet18"),
     }
@@ -87,7 +90,7 @@ def test_automodel_loads_what_we_write_and_so_do_we(tmp_path: Path, name: str) -
     whole = ours.feature_map if ours.tokens is None else ours.tokens
     if ours.prefix is not None:
         whole = torch.cat([ours.prefix, ours.tokens], dim=1)  # type: ignore[list-item]
-        if name.startswith("vit"):
+        if name.startswith("vi"):
             near(theirs.pooler_output, ours.prefix[:, 0])
     assert_close(whole, theirs.last_hidden_state, rtol=0, atol=1e-5)
 
@@ -96,8 +99,9 @@ def test_automodel_loads_what_we_write_and_so_do_we(tmp_path: Path, name: str) -
     assert again.pooling == encoder.pooling
     assert again.state_dict().keys() == encoder.state_dict().keys()
     for key, tensor in again.state_dict().items():
-        assert torch.equal(tensor, encoder.state_dict()[key]), key
-    assert torch.equal(again(view).pooled, ours.pooled)
+        if not key.startswith(("pos_space", "pos_time")):  # known from their sum, up to a constant
+            assert torch.equal(tensor, encoder.state_dict()[key]), key
+    assert_close(again(view).pooled, ours.pooled, rtol=0, atol=1e-5 if name == "vivit_separable" else 0)
     if isinstance(encoder, ViT):
         assert isinstance(again, ViT)
         assert again.settings == encoder.settings
@@ -144,6 +148,19 @@ def test_positions_that_transformers_trained_on_are_kept(tmp_path: Path) -> None
     moved = Encoder.from_pretrained(tmp_path)
     assert isinstance(moved, ViT)
     assert moved.settings.positions == "learned"
+    near(moved(view).tokens, model(pixel_values(moved, view)).last_hidden_state[:, 1:])
+
+
+def test_a_table_that_is_no_sum_of_space_and_time_any_more_is_read_whole(tmp_path: Path) -> None:
+    encoder = encoders()["vivit_separable"]
+    encoder.save_pretrained(tmp_path)
+    model = transformers.AutoModel.from_pretrained(tmp_path)
+    model.embeddings.position_embeddings.data[:, 7] += 1
+    model.save_pretrained(tmp_path)
+    moved = Encoder.from_pretrained(tmp_path)
+    assert isinstance(moved, ViT)
+    assert moved.settings.positions == "learned"
+    view = media(encoder)
     near(moved(view).tokens, model(pixel_values(moved, view)).last_hidden_state[:, 1:])
 
 
