@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         pa.field("channels", pa.int32()),
         pa.field("duration", pa.float64()),
         pa.field("backend", pa.string()),
+        pa.field("motion", pa.list_(pa.float32())),
         pa.field("problem", pa.string()),
     ]
 )
@@ -129,6 +130,8 @@ class Index:
         try:
             table = pa.parquet.read_table(file)
             about = json.loads(table.schema.metadata[b"mmssl"])
+            if "motion" not in table.column_names:  # written before motion was measured
+                table = table.append_column("motion", pa.nulls(len(table), SCHEMA.field("motion").type))
             table = table.select(SCHEMA.names).cast(SCHEMA)
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise UserError(
@@ -150,7 +153,7 @@ class Index:
 
     def record(self, row: int) -> Record:
         values = {name: self.table[name][int(row)].as_py() for name in SCHEMA.names}
-        return Record(**values)
+        return Record(**_frozen(values))
 
     def column(self, name: str) -> list[Any]:
         values: list[Any] = self.table[name].to_pylist()
@@ -173,4 +176,9 @@ class Index:
 
 def _with_facts(record: Record, facts: dict[str, Any]) -> Record:
     known: dict[str, Any] = {name: facts.get(name) for name in FACTS}
-    return replace(record, **known)
+    return replace(record, **_frozen(known))
+
+
+def _frozen(values: dict[str, Any]) -> dict[str, Any]:
+    """With the list of motion as the tuple that a Record holds."""
+    return values | {"motion": None if values["motion"] is None else tuple(values["motion"])}

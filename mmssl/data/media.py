@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+MOTION_A_SECOND = 4
+"""Values of `Record.motion` a second of video, so that an hour takes 58 kB."""
+
 
 class UnreadableMedia(Exception):
     """A file that cannot be decoded. The loader replaces it by another one and reports the reason."""
@@ -43,8 +46,16 @@ class Record:
     """Seconds."""
     backend: str | None = None
     """Library that reads this file right: pillow, decord, pyav, soundfile."""
+    motion: tuple[float, ...] | None = None
+    """Of a video: mean absolute difference from frame to frame, in grey levels, of small grey frames whose mean
+    brightness was taken away. Value n is the mean over the frames from n `motion_step(rate)` on."""
     problem: str | None = None
     """Why the file cannot be used, in plain words; None when it is sound."""
+
+
+def motion_step(rate: float | None) -> float:
+    """Frames that one value of `Record.motion` stands for: a quarter of a second, but one frame at least."""
+    return max(1.0, (rate or 0.0) / MOTION_A_SECOND)
 
 
 @dataclass(frozen=True, slots=True)

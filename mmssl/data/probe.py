@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmssl.data.media import Media, Record, UnreadableMedia
+from mmssl.data.media import Media, Record, UnreadableMedia, motion_step
 
 Facts = dict[str, Any]
 """Columns of the index that verification fills in."""
@@ -47,6 +47,8 @@ FORMATS = {"image": "image", "video": "video", "audio": "sound"}
 SAME_FRAME = 8.0
 """Mean difference in grey levels up to which two decoders' frames count as the same one: colour conversion differs by
 about 1, a neighbouring frame of a moving picture by more."""
+MOTION_SIDE = 32
+"""Pixels: motion is measured on grey frames of this size."""
 SOUND_BLOCK = 1 << 14
 """Samples read at once; damage is located to this."""
 GIVE_UP = 50
@@ -140,9 +142,9 @@ def _probe_sound_track(media: Media) -> Facts:
 
 
 def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:
-    """Count, size and rate of the frames that decode, and a few of them (first, one at a power of two, last) to compare
-    decord with: {index: uint8 [H,W,3]}; none where decord need not be asked, since it mixes up the sides of a rotated
-    video that it scales, and a damaged one is not read at all."""
+    """Count, size, rate and motion of the frames that decode, and a few of them (first, one at a power of two, last) to
+    compare decord with: {index: uint8 [H,W,3]}; none where decord need not be asked, since it mixes up the sides of a
+    rotated video that it scales, and a damaged one is not read at all."""
     import av
 
     container: Any
@@ -157,7 +159,7 @@ def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:
             raise UnreadableMedia("not a video: no video stream" + (", only sound" if container.streams.audio else ""))
         average = float(videos[0].average_rate or 0)
         promised = videos[0].frames
-        damage = _Damage()
+        damage, motion = _Damage(), _Motion()
         for frame in _decode(container, videos[0], damage):
             if frame.is_corrupt:
                 damage.corrupt(count)
@@ -165,6 +167,7 @@ def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:
                 samples = {index: kept for index, kept in samples.items() if index == 0} | {count: frame}
             if frame.time is not None:
                 times.append(frame.time)
+            motion.add(frame)
             last = frame
             count += 1
             damage.decoded = count
@@ -176,6 +179,7 @@ def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:
     rate = _rate(times, average)
     facts = _facts(width=width, height=height, frames=count, rate=rate, channels=3, backend="pyav")
     facts["duration"] = count / rate if rate else None
+    facts["motion"] = motion.values(rate)
     facts["problem"] = damage.verdict("frame")
     if quarter_turns or facts["problem"] is not None:
         return facts, {}
@@ -226,6 +230,27 @@ class _Damage:
         if self.good_since:
             return f"damaged after {unit} {self.first}"
         return f"truncated after {unit} {self.decoded}"
+
+
+class _Motion:
+    """How much moves from each frame of a video to the next: `Record.motion`."""
+
+    def __init__(self) -> None:
+        self._before: np.ndarray | None = None
+        self._steps: list[float] = []
+
+    def add(self, frame: Any) -> None:
+        grey = frame.to_ndarray(format="gray", width=MOTION_SIDE, height=MOTION_SIDE, interpolation="AREA")
+        grey = grey.astype(np.float32)
+        grey -= grey.mean()  # a light that flickers is no motion
+        self._steps.append(0.0 if self._before is None else float(np.abs(grey - self._before).mean()))
+        self._before = grey
+
+    def values(self, rate: float) -> list[float]:
+        value = (np.arange(1, len(self._steps)) / motion_step(rate)).astype(np.int64)
+        count = int((len(self._steps) - 1) / motion_step(rate)) + 1
+        moved = np.bincount(value, self._steps[1:], count) / np.maximum(np.bincount(value, minlength=count), 1)
+        return [round(step, 3) for step in moved.tolist()]
 
 
 def _decode(container: Any, stream: Any, damage: _Damage) -> Any:

@@ -22,8 +22,9 @@ import mmssl
 from mmssl.data.media import Record
 from mmssl.errors import UserError
 
-VERSION = 1
-"""Of the verdicts: raised when probe.py judges differently, so that the cache is not believed any more."""
+VERSIONS = {"image": 1, "video": 2, "audio": 1}
+"""Of the verdicts, by kind: raised when probe.py says more or judges differently, so that the cache is not believed any
+more and these files are verified again."""
 SECONDS_A_MIB = 2.0
 """Time limit a file grows by its size, so that long films pass: about 50 min for 1.5 GB."""
 DECORD_SECONDS = 5.0
@@ -31,7 +32,7 @@ DECORD_SECONDS = 5.0
 START_SECONDS = 60.0
 """For a child to start, which is not the file's fault."""
 COMMIT_SECONDS = 1.0
-FACTS = ("width", "height", "frames", "rate", "channels", "duration", "backend", "problem")
+FACTS = ("width", "height", "frames", "rate", "channels", "duration", "backend", "motion", "problem")
 
 
 def cache_folder() -> Path:
@@ -82,7 +83,7 @@ class Verdicts:
 
 def _key(root: Path, record: Record) -> str:
     path = os.path.abspath(root / record.path)
-    parts = (VERSION, path, record.member, record.offset, record.size, record.mtime_ns, record.kind)
+    parts = (VERSIONS[record.kind], path, record.member, record.offset, record.size, record.mtime_ns, record.kind)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from mmssl.data.audio import read_audio
 from mmssl.data.crops import MULTISCALE, centre_crop, crop_and_resize, multiscale_box, random_resized_box
 from mmssl.data.images import decode_image
-from mmssl.data.media import Media, UnreadableMedia
+from mmssl.data.media import Media, UnreadableMedia, motion_step
 from mmssl.data.video import open_video
 
 
@@ -46,6 +46,9 @@ class Views(ABC):
 
     names: tuple[str, ...]
     per_file: int
+    kind: ClassVar[str | None] = None
+    """Files that it reads (image, video, audio), where that need not be what the encoder takes: an image encoder is
+    trained on frames of videos too."""
 
     @abstractmethod
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
@@ -88,7 +91,7 @@ class ImageViews(Views):
 
 @dataclass(frozen=True)
 class ImageCentre(Views):
-    """Short side to `size`, centre square."""
+    """Short side to `size`, centre square. Of a video, its middle frame: what an image encoder sees of it."""
 
     size: int
     interpolation: str = "bicubic"
@@ -96,7 +99,12 @@ class ImageCentre(Views):
     per_file: int = 1
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
-        return [Sample({"view": centre_crop(decode_image(media), self.size, self.interpolation)})]
+        if media.record.kind == "video":
+            video = open_video(media)
+            image = video.read([(video.frames - 1) // 2])[0]
+        else:
+            image = decode_image(media)
+        return [Sample({"view": centre_crop(image, self.size, self.interpolation)})]
 
     def centre(self) -> Views:
         return self
@@ -132,6 +140,25 @@ def within_file(indices: np.ndarray, total: int, short: Short) -> np.ndarray:
     return np.minimum(indices, total - 1) if short == "repeat_last" else indices % total
 
 
+def draw_start(rng: np.random.Generator, starts: int, span: int, media: Media, motion: bool) -> int:
+    """A file frame in [0, starts) at which a clip of `span` file frames begins.
+
+    `motion`: with a probability that is proportional to the motion between the frames of the clip; all starts are
+    equally likely where nothing moves in the whole video, or where no motion is known (rows of a Hub data set).
+    """
+    values = media.record.motion if motion else None
+    if not values or starts < 2:
+        return int(rng.integers(starts))
+    step = motion_step(media.record.rate)
+    frame = (np.arange(starts + span - 1) / step).astype(np.int64)
+    moved = np.asarray(values)[np.minimum(frame, len(values) - 1)]
+    until = np.cumsum(moved)
+    weights = np.cumsum(until[span - 1 :] - until[:starts])  # motion into all frames of the clip but its first
+    if not weights[-1] > 0:
+        return int(rng.integers(starts))
+    return min(int(np.searchsorted(weights, rng.random() * weights[-1], side="right")), starts - 1)
+
+
 @dataclass(frozen=True)
 class VideoViews(Views):
     """Random clips of one video, uint8 [T,3,size,size], all cut from a single decode.
@@ -141,6 +168,7 @@ class VideoViews(Views):
     two clips of a contrastive pair.
     """
 
+    kind = "video"
     size: int
     frames: int = 16
     stride: int = 4
@@ -158,12 +186,16 @@ class VideoViews(Views):
     short: Short = "repeat_last"
     """What to do with a file shorter than a clip."""
     interpolation: str = "bilinear"
+    motion: bool = False
+    """Prefer clips in which much moves: see `draw_start`."""
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
         video = open_video(media, short_side=self._decode_side())
         stride = self.stride if self.interval is None else self.interval * video.rate
-        last = max(video.frames - clip_span(self.frames, stride), 0)
-        starts = [int(rng.integers(last + 1)) for _ in range(self.per_file * len(self.names))]
+        span = clip_span(self.frames, stride)
+        possible = max(video.frames - span, 0) + 1
+        count = self.per_file * len(self.names)
+        starts = [draw_start(rng, possible, span, media, self.motion) for _ in range(count)]
         wanted = [clip_indices(start, self.frames, stride) for start in starts]
         inside = [within_file(indices, video.frames, self.short) for indices in wanted]
         union = np.unique(np.concatenate(inside))

@@ -26,7 +26,7 @@ from mmssl.evaluation.labels import Task, file_labels, speed_labels
 from mmssl.evaluation.metrics import balanced_accuracy, chance, difference, mean_interval, score
 from mmssl.evaluation.subject import describe, pick_device, untrained
 from mmssl.evaluation.table import print_table
-from mmssl.evaluation.views import evaluation_views
+from mmssl.evaluation.views import evaluation_views, kind_for
 from mmssl.files import write_json, writing
 
 __all__ = ["EmbedSettings", "KnnSettings", "LinearSettings", "evaluate", "run_embed", "run_evaluate"]
@@ -138,7 +138,7 @@ def run_evaluate(settings: KnnSettings | LinearSettings) -> dict[str, Any]:
         raise UserError(f"--out {settings.out} is a folder: name a JSON file, such as {settings.out / 'knn.json'}.")
     encoder = Encoder.from_pretrained(settings.encoder)
     with show_progress(Console(stderr=True)) as progress:
-        source = open_source(settings.data, encoder.spec.modality, progress=progress)
+        source = open_source(settings.data, kind_for(settings.data, encoder.spec), progress=progress)
     result = evaluate(encoder, source, settings)
     with writing(settings.out):
         settings.out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
 from mmssl.evaluation.features import Features, extract, features_cache
 from mmssl.evaluation.subject import describe, pick_device
-from mmssl.evaluation.views import evaluation_views
+from mmssl.evaluation.views import evaluation_views, kind_for
 from mmssl.files import writing
 
 
@@ -49,7 +49,7 @@ def run_embed(settings: EmbedSettings) -> pa.Table:
         raise UserError(f"--out {settings.out} is a folder: name a parquet file, such as {settings.out / 'e.parquet'}.")
     encoder = Encoder.from_pretrained(settings.encoder)
     with show_progress(Console(stderr=True)) as progress:
-        source = open_source(settings.data, encoder.spec.modality, progress=progress)
+        source = open_source(settings.data, kind_for(settings.data, encoder.spec), progress=progress)
     features = extract(
         encoder,
         source,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from mmssl.adapters.specs import ImageSpec, Spec, VideoSpec
+from mmssl.data.listing import list_media
 from mmssl.data.media import Media, UnreadableMedia
 from mmssl.data.video import open_video
 from mmssl.data.views import (
@@ -44,6 +46,16 @@ def evaluation_views(spec: Spec, clips: int = 1) -> Views:
     if clips == 1:
         return AudioViews(rate=spec.rate, samples=spec.samples).centre()
     return SpacedSegments(spec.rate, spec.samples, per_file=clips)
+
+
+def kind_for(data: str | Path, spec: Spec) -> str:
+    """The kind of media to open for an encoder: what it takes, but videos for an image encoder (it sees the middle
+    frame of each) where the folder `data` holds videos and not one image."""
+    folder = Path(data).expanduser()
+    if isinstance(spec, ImageSpec) and folder.is_dir():
+        kinds = {record.kind for record in list_media(folder).records}
+        return "video" if "video" in kinds and "image" not in kinds else "image"
+    return spec.modality
 
 
 def spaced(free: float, count: int) -> np.ndarray:

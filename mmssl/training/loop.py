@@ -97,7 +97,7 @@ class Run:
         with accelerator.main_process_first(), show_progress(Console(stderr=True)) as progress:
             self.source = open_source(
                 settings.data,
-                self.encoder_spec.modality,
+                parts.views.kind or self.encoder_spec.modality,
                 out=settings.out if accelerator.is_main_process and not settings.dry_run else None,
                 max_bad_share=settings.max_bad_share,
                 progress=progress if accelerator.is_main_process else None,
