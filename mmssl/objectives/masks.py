@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -77,6 +78,35 @@ class TubeMask(MaskMaker):
             return (starts + chosen.unsqueeze(1)).flatten(1)
 
         return Mask(visible=tubes(order[:, hidden:]), masked=tubes(order[:, :hidden]))
+
+
+@dataclass(frozen=True)
+class CoarseMask(MaskMaker):
+    """Cut the grid into U units of `unit` = (t,h,w) tokens and mask ceil(ratio * U) of them (SimMIM, Xie et al. 2022,
+    section 3.2: units of 32 pixels, that is (1,2,2) patches of 16)."""
+
+    ratio: float
+    unit: Grid
+
+    def noise(self, grid: Grid) -> int:
+        return math.prod(self._units(grid))
+
+    def __call__(self, noise: Tensor, grid: Grid) -> Mask:
+        units = self._units(grid)
+        total = math.prod(units)
+        hidden = _proper(math.ceil(total * self.ratio), total, self.ratio)
+        mask = torch.zeros_like(noise, dtype=torch.bool).scatter(1, _order(noise)[:, :hidden], True).view(-1, *units)
+        for dim, size in enumerate(self.unit, start=1):
+            mask = mask.repeat_interleave(size, dim)
+        return _partition(mask.flatten(1), (total - hidden) * math.prod(self.unit))
+
+    def _units(self, grid: Grid) -> list[int]:
+        if any(unit < 1 or size % unit for size, unit in zip(grid, self.unit, strict=True)):
+            raise UserError(
+                f"Mask units of {self.unit} tokens do not divide the grid {grid}: choose a unit that does, or another "
+                f"size or patch."
+            )
+        return [size // unit for size, unit in zip(grid, self.unit, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,10 @@ PAPERS = {
     "image/simclr": ("lars", 0.3, 256, 4096, 1e-6, 0.9, 100),  # Chen et al., section 2.2
     "image/moco_v2": ("sgd", 0.03, 256, 256, 1e-4, 0.9, 200),  # facebookresearch/moco, main_moco.py
     "video/videomae": ("adamw", 1.5e-4, 256, 2048, 0.05, 0.9, 800),  # MCG-NJU/VideoMAE, scripts/kinetics
+    "video/videomae_ucf101": ("adamw", 3e-4, 256, 192, 0.05, 0.9, 3200),  # MCG-NJU/VideoMAE, scripts/ucf101
+    "video/videomae_v2": ("adamw", 1e-3, 1024, 4096, 0.05, 0.9, 200),  # OpenGVLab/VideoMAEv2; 4 clips a file
+    "video/mae_st": ("adamw", 1.6e-3, 1024, 512, 0.05, 0.9, 100),  # facebookresearch/mae_st, PRETRAIN.md; 4 clips
+    "image/simmim": ("adamw", 1e-4, 512, 2048, 0.05, 0.9, 800),  # microsoft/SimMIM, configs/vit_base__800ep
     "audio/mae": ("adamw", 2e-4, 256, 512, 1e-4, 0.9, 33),  # facebookresearch/AudioMAE
 }
 
@@ -95,8 +99,10 @@ def test_defaults_are_the_papers(recipe: str) -> None:
 
 
 def test_defaults_build(media: dict[str, Path]) -> None:
-    """The papers' models have the papers' sizes: ViT-B's 86 million parameters, ResNet-50's 23.5 without classifier."""
-    for recipe, millions in {"image/mae": 85.8, "image/moco_v2": 23.5, "video/videomae": 86.2}.items():
+    """The papers' models have the papers' sizes: ViT-B's 86 million parameters, ViT-L's 304, ResNet-50's 23.5 without
+    its classifier."""
+    sizes = {"image/mae": 85.8, "image/moco_v2": 23.5, "video/videomae": 86.2, "video/mae_st": 303.9}
+    for recipe, millions in sizes.items():
         module = load_recipe(recipe)
         with torch.device("meta"):
             encoder = module.build(module.Settings(data="x", out=Path("y"))).objective.encoder
