@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -66,8 +67,8 @@ class Settings:
     """Mixed precision; Accelerate's own configuration decides if not given."""
     compile: bool = False
     """Compile the transformer blocks one by one (ignored on CPU)."""
-    workers: int = 4
-    """Processes a device that read and decode; 0 reads in the training process."""
+    workers: int = field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))))
+    """Processes a device that read and decode, by default one a core and at most 4; 0 reads in the training process."""
     file_seconds: float = 120.0
     """Seconds that a worker may take for one file before the run stops and names it."""
 
