@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 import mmssl
+from mmssl.adapters.specs import Spec
 from mmssl.data.indexing import show_progress
 from mmssl.data.sources import Source, open_source
 from mmssl.data.views import Views
@@ -22,7 +23,7 @@ from mmssl.errors import UserError
 from mmssl.evaluation import knn, linear
 from mmssl.evaluation.embed import EmbedSettings, run_embed
 from mmssl.evaluation.features import Features, extract_all, features_cache
-from mmssl.evaluation.labels import Task, file_labels, speed_labels
+from mmssl.evaluation.labels import Task, file_labels, footage_labels
 from mmssl.evaluation.metrics import balanced_accuracy, chance, difference, mean_interval, score
 from mmssl.evaluation.subject import describe, pick_device, untrained
 from mmssl.evaluation.table import print_table
@@ -44,8 +45,9 @@ class EvaluateSettings:
     """Labelled media: folders, a train/ + test/ tree, a folder with metadata.csv, WebDataset tars, or a Hub name."""
     out: Path
     """JSON file for all figures and settings."""
-    labels: Literal["data", "speed"] = "data"
-    """'data': class folders or metadata. 'speed' (video): every file gives clips at 1x, 2x and 4x, to be told apart."""
+    labels: Literal["data", "speed", "arrow"] = "data"
+    """'data': class folders or metadata. 'speed' (video): every file gives clips at 1x, 2x and 4x, to be told apart.
+    'arrow' (video): clips that run forward and backwards."""
     clips: int = 1
     """Clips or segments of a file whose features are averaged; 1 is the middle one."""
     seed: int = 0
@@ -67,8 +69,10 @@ class EvaluateSettings:
         for name, least in (("seeds", 1), ("clips", 1), ("batch_size", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give {least} or more.")
-        if self.labels == "speed" and self.clips != 1:
-            raise UserError("--clips averages clips of one file, which --labels speed tells apart: leave it out.")
+        if self.labels != "data" and self.clips != 1:
+            raise UserError(
+                f"--clips averages clips of one file, which --labels {self.labels} tells apart: leave it out."
+            )
 
     def run(self) -> dict[str, Any]:
         assert isinstance(self, KnnSettings | LinearSettings)
@@ -156,11 +160,7 @@ def evaluate(encoder: Encoder, source: Source, settings: KnnSettings | LinearSet
     """
     settings.check()
     begin = time.monotonic()
-    views: Views
-    if settings.labels == "speed":
-        task, views = speed_labels(source, encoder.spec, settings.seed)
-    else:
-        task, views = file_labels(source, settings.seed), evaluation_views(encoder.spec, settings.clips)
+    task, views = task_for(settings, source, encoder.spec)
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     trained, *twins = extract_all(
@@ -168,7 +168,7 @@ def evaluate(encoder: Encoder, source: Source, settings: KnnSettings | LinearSet
         source,
         np.concatenate([task.train, task.test]),
         views=views,
-        classes=task.classes if settings.labels == "speed" else None,
+        classes=task.classes if settings.labels != "data" else None,
         batch_size=settings.batch_size,
         workers=settings.workers,
         device=pick_device(settings.device),
@@ -213,6 +213,13 @@ def evaluate(encoder: Encoder, source: Source, settings: KnnSettings | LinearSet
         "device": str(pick_device(settings.device)),
         "seconds": round(time.monotonic() - begin, 3),
     }
+
+
+def task_for(settings: EvaluateSettings, source: Source, spec: Spec) -> tuple[Task, Views]:
+    """What is to be told apart, and what the encoder is shown for it. Raises UserError where the data give none."""
+    if settings.labels != "data":
+        return footage_labels(source, spec, settings.labels, settings.seed)
+    return file_labels(source, settings.seed), evaluation_views(spec, settings.clips)
 
 
 def encode(labels: tuple[str | None, ...], classes: tuple[str, ...]) -> np.ndarray:

@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmssl.adapters.specs import Spec, VideoSpec
+from mmssl.data.views import clip_span
 from mmssl.errors import UserError
-from mmssl.evaluation.views import SPEED_CLASSES, SpeedViews, speed_span, speed_stride
+from mmssl.evaluation.views import (
+    ARROW_CLASSES,
+    SPEED_CLASSES,
+    ArrowViews,
+    SpeedViews,
+    fitting_stride,
+    speed_span,
+)
 
 if TYPE_CHECKING:
     from mmssl.data.sources import Source
+    from mmssl.data.views import Views
 
 TEST_SHARE = 0.2
 
@@ -85,7 +94,8 @@ def file_labels(source: Source, seed: int) -> Task:
     if not len(labelled):
         raise UserError(
             f"None of the {len(rows)} files carries a label: put them into one folder a class, add a metadata.csv with"
-            " the column 'label', or (for video) ask for a label that the footage gives itself with --labels speed."
+            " the column 'label', or (for video) ask for a label that the footage gives itself with --labels speed or"
+            " arrow."
         )
     strata = np.array([names[int(row)] for row in labelled])
     train, test, split = split_rows(source, labelled, strata, seed)
@@ -108,32 +118,43 @@ def file_labels(source: Source, seed: int) -> Task:
     return Task(classes, train, test, counts, split, tuple(notes))
 
 
-def speed_labels(source: Source, spec: Spec, seed: int) -> tuple[Task, SpeedViews]:
-    """Playback speed: every file gives clips at 1x, 2x and 4x, and the test clips come from files of their own.
+def footage_labels(source: Source, spec: Spec, labels: str, seed: int) -> tuple[Task, Views]:
+    """Labels that videos give themselves; the test clips come from files of their own.
 
-    Files known to be shorter than the 4x clip are left out.
+    'speed': every file gives clips at 1x, 2x and 4x, to be told apart. 'arrow': clips forward and backwards. Files
+    known to be shorter than that needs are left out.
 
     Raises:
         UserError: for images and audio, and when too few files are long enough.
     """
     if not isinstance(spec, VideoSpec):
-        raise UserError(f"--labels speed is about videos, and this encoder takes {spec.modality}: leave it out.")
+        raise UserError(f"--labels {labels} is about videos, and this encoder takes {spec.modality}: leave it out.")
+    frames, what = spec.frames, " at 4x," if labels == "speed" else ","
+
+    def span(stride: int) -> int:
+        return speed_span(frames, stride) if labels == "speed" else clip_span(frames, stride)
+
     rows = source.rows(None)
     lengths = np.array([_frames(source, int(row)) for row in rows])
-    stride = speed_stride(lengths, spec.frames, spec.stride) if len(rows) else 0
-    rows_long = rows[lengths >= speed_span(spec.frames, max(stride, 1))]
+    stride = fitting_stride(lengths, spec.stride, span) if len(rows) else 0
+    rows_long = rows[lengths >= span(max(stride, 1))]
     if not stride or len(rows_long) < 5:
         raise UserError(
-            f"--labels speed needs five or more files of at least {speed_span(spec.frames, 1)} frames, so that a clip"
-            f" of {spec.frames} frames fits at 4x, and {len(rows_long)} of {len(rows)} have them: use longer videos."
+            f"--labels {labels} needs five or more files of at least {span(1)} frames, so that a clip"
+            f" of {frames} frames fits{what} and {len(rows_long)} of {len(rows)} have them: use longer videos."
         )
     train, test, split = split_rows(source, rows_long, np.zeros(len(rows_long), dtype=int), seed)
     if not len(train) or not len(test):
         raise UserError(f"All {len(rows_long)} long enough files are on one side ({split}): add files to the other.")
-    notes = [f"at 1x a clip takes every frame number {stride} steps apart (the encoder's own stride: {spec.stride})"]
+    pace = "at 1x a clip" if labels == "speed" else "a clip"
+    notes = [f"{pace} takes every frame number {stride} steps apart (the encoder's own stride: {spec.stride})"]
     if len(rows_long) < len(rows):
-        notes.append(f"{len(rows) - len(rows_long)} of {len(rows)} files are too short for a 4x clip and are left out")
-    return Task(SPEED_CLASSES, train, test, {}, split, tuple(notes)), SpeedViews(spec.size, spec.frames, stride)
+        notes.append(
+            f"{len(rows) - len(rows_long)} of {len(rows)} files are too short for a {'4x ' * (labels == 'speed')}clip"
+            " and are left out"
+        )
+    classes, views = (SPEED_CLASSES, SpeedViews) if labels == "speed" else (ARROW_CLASSES, ArrowViews)
+    return Task(classes, train, test, {}, split, tuple(notes)), views(spec.size, frames, stride)
 
 
 def _frames(source: Source, row: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,14 +108,14 @@ def speed_span(frames: int, stride: int) -> int:
     return clip_span(frames, stride * SPEEDS[-1])
 
 
-def speed_stride(lengths: np.ndarray, frames: int, wanted: int) -> int:
-    """Stride of the 1x clip: `wanted`, or the largest below it at which a 4x clip fits into four fifths of the files.
+def fitting_stride(lengths: np.ndarray, wanted: int, span: Callable[[int], int]) -> int:
+    """`wanted`, or the largest stride below it at which `span(stride)` fits into four fifths of the files.
 
     One stride for all files (frame counts `lengths` [N]), since strides of their own would make the classes overlap.
     0 if even stride 1 does not fit.
     """
     for stride in range(wanted, 0, -1):
-        if np.mean(lengths >= speed_span(frames, stride)) >= 0.8:
+        if np.mean(lengths >= span(stride)) >= 0.8:
             return stride
     return 0
 
@@ -156,6 +157,50 @@ class SpeedViews(Views):
             Sample({"view": view[torch.from_numpy(np.searchsorted(union, indices))]}, {"class": torch.tensor(number)})
             for indices, number in zip(wanted, classes, strict=True)
         ]
+
+    def centre(self) -> Views:
+        return self
+
+
+ARROW_CLASSES = ("forward", "reversed")
+
+
+@dataclass(frozen=True)
+class ArrowViews(Views):
+    """Every clip twice, as it was filmed and backwards (arrow of time: Pickup et al. 2014; Wei et al. 2018); the target
+    'class' is 0 forward, 1 reversed.
+
+    Both hold the very same frames around the same centre, so that no frame and no set of frames tells them apart, and
+    half of the examples are of each class. Moments are drawn one from each of `moments` equal parts of the file.
+    """
+
+    size: int
+    frames: int
+    stride: int
+    moments: int = 4
+    names: tuple[str, ...] = ("view",)
+
+    @property
+    def per_file(self) -> int:  # type: ignore[override]
+        return self.moments * len(ARROW_CLASSES)
+
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        video = open_video(media, short_side=self.size)
+        span = clip_span(self.frames, self.stride)
+        if video.frames < span:
+            raise UnreadableMedia(f"{media.name}: has {video.frames} frames and a clip needs {span}")
+        starts = (video.frames - span) * (np.arange(self.moments) + rng.random(self.moments)) / self.moments
+        wanted = [clip_indices(int(start), self.frames, self.stride) for start in starts]
+        union = np.unique(np.concatenate(wanted))
+        view = centre_crop(video.read(union.tolist()), self.size, "bilinear")
+        samples = []
+        for indices in wanted:
+            clip = view[torch.from_numpy(np.searchsorted(union, indices))]
+            samples += [
+                Sample({"view": clip if number == 0 else clip.flip(0)}, {"class": torch.tensor(number)})
+                for number in range(len(ARROW_CLASSES))
+            ]
+        return samples
 
     def centre(self) -> Views:
         return self

@@ -9,8 +9,8 @@ import pytest
 from mmssl.adapters.specs import ImageSpec, VideoSpec
 from mmssl.data.media import Record
 from mmssl.errors import UserError
-from mmssl.evaluation.labels import file_labels, held_out, speed_labels
-from mmssl.evaluation.views import speed_span, speed_stride
+from mmssl.evaluation.labels import file_labels, footage_labels, held_out
+from mmssl.evaluation.views import fitting_stride, speed_span
 from tests.evaluation.standins import FolderSource
 
 
@@ -84,10 +84,10 @@ def test_data_that_no_probe_can_use(records, words):
 
 def test_speed_uses_one_stride_that_most_files_are_long_enough_for():
     assert speed_span(frames=8, stride=2) == 7 * 8 + 1
-    assert speed_stride(np.array([57] * 8 + [10] * 2), frames=8, wanted=4) == 2
-    assert speed_stride(np.array([57] * 7 + [10] * 3), frames=8, wanted=4) == 0
+    assert fitting_stride(np.array([57] * 8 + [10] * 2), 4, lambda stride: speed_span(8, stride)) == 2
+    assert fitting_stride(np.array([57] * 7 + [10] * 3), 4, lambda stride: speed_span(8, stride)) == 0
     spec = VideoSpec(size=32, frames=8, stride=4, patch=16)
-    task, views = speed_labels(source(*files(None, 18, frames=60), *files("x", 2, frames=20)), spec, seed=0)
+    task, views = footage_labels(source(*files(None, 18, frames=60), *files("x", 2, frames=20)), spec, "speed", seed=0)
     assert views.stride == 2
     assert task.classes == ("1x", "2x", "4x")
     assert len(task.train) + len(task.test) == 18
@@ -96,6 +96,16 @@ def test_speed_uses_one_stride_that_most_files_are_long_enough_for():
 
 def test_speed_is_refused_for_pictures_and_for_short_videos():
     with pytest.raises(UserError, match="takes image"):
-        speed_labels(source(*files(None, 9, frames=1)), ImageSpec(), seed=0)
+        footage_labels(source(*files(None, 9, frames=1)), ImageSpec(), "speed", seed=0)
     with pytest.raises(UserError, match=r"at least 61 frames.*0 of 9"):
-        speed_labels(source(*files(None, 9, frames=50)), VideoSpec(), seed=0)
+        footage_labels(source(*files(None, 9, frames=50)), VideoSpec(), "speed", seed=0)
+
+
+def test_arrow_needs_one_clip_of_the_encoder_only():
+    spec = VideoSpec(size=32, frames=8, stride=4, patch=16)
+    task, views = footage_labels(source(*files(None, 18, frames=29), *files("x", 2, frames=28)), spec, "arrow", seed=0)
+    assert views.stride == 4
+    assert task.classes == ("forward", "reversed")
+    assert len(task.train) + len(task.test) == 18
+    with pytest.raises(UserError, match=r"--labels arrow .* at least 8 frames, .* fits, and 0 of 9"):
+        footage_labels(source(*files(None, 9, frames=7)), spec, "arrow", seed=0)
