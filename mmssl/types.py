@@ -74,6 +74,9 @@ class Tokens:
     """(T,H,W) that N came from, row-major; image T=1; spectrogram (1, mel patches, time patches)."""
     pos: Tensor | None = None
     """[1,N,D] position embeddings of the N tokens, filled in by the encoder; None if the trunk adds none."""
+    rope: Tensor | None = None
+    """[1 or B,N,2,E] cosines and sines that turn queries and keys of E channels a head, filled in by the encoder; None
+    if the trunk turns none."""
     padding: Tensor | None = None
     """bool [B,N], True = padding; None if every token is real."""
     features: Tensor | None = None

@@ -19,10 +19,10 @@ from mmssl.adapters.spectrogram import LogMel
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import build_adapter
 from mmssl.encoders.conv import BLOCKS, WIDTHS, ConvEncoder
-from mmssl.encoders.layouts import AST, IJEPA, POSITIONS, RESNET_MODEL, VIDEOMAE, VIT, VIT_MAE, VIVIT, Layout, State
+from mmssl.encoders.layouts import AST, POSITIONS, RESNET_MODEL, VIDEOMAE, VIT, VIT_MAE, VIVIT, VJEPA2, Layout, State
 from mmssl.encoders.positions import split_separable
 from mmssl.encoders.processors import audio_spec, picture_statistics, spec_from_facts
-from mmssl.encoders.vit import ViT, ViTSettings, fixed_positions
+from mmssl.encoders.vit import Positions, ViT, ViTSettings, fixed_positions
 from mmssl.errors import UserError
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -59,6 +59,9 @@ def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
 def _vit_config(encoder: Encoder, layout: Layout) -> dict[str, Any]:
     assert isinstance(encoder, ViT)
     settings, spec = encoder.settings, encoder.spec
+    if layout is VJEPA2:
+        assert isinstance(spec, VideoSpec)
+        return _vjepa2_config(settings, spec)
     config: dict[str, Any] = {
         "hidden_size": settings.width,
         "num_hidden_layers": settings.depth,
@@ -84,6 +87,29 @@ def _vit_config(encoder: Encoder, layout: Layout) -> dict[str, Any]:
         return config | {"qv_bias": settings.qkv_bias == "qv"}
     config["qkv_bias"] = settings.qkv_bias == "full"
     return config | ({"pooler_act": "linear"} if layout is VIT else {})
+
+
+def _vjepa2_config(settings: ViTSettings, spec: VideoSpec) -> dict[str, Any]:
+    width, hidden = settings.width, round(settings.width * settings.mlp_ratio)
+    ratio = hidden / width
+    return {
+        "hidden_size": settings.width,
+        "num_hidden_layers": settings.depth,
+        "num_attention_heads": settings.heads,
+        # The class rounds width x ratio down, where a product that comes out a hair too small would lose a channel.
+        "mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width,
+        "layer_norm_eps": settings.norm_eps,
+        "qkv_bias": settings.qkv_bias == "full",
+        "patch_size": spec.patch,
+        "crop_size": spec.size,
+        "frames_per_clip": spec.frames,
+        "tubelet_size": spec.tubelet,
+        "in_chans": len(spec.mean),
+        "pred_hidden_size": 1,
+        "pred_num_attention_heads": 1,
+        "pred_num_hidden_layers": 0,
+        "pred_num_mask_tokens": 1,
+    }
 
 
 def _resnet_config(encoder: ConvEncoder) -> dict[str, Any]:
@@ -129,15 +155,19 @@ def _settings_from_facts(facts: dict[str, Any], folder: Path) -> ViTSettings:
     return ViTSettings(**facts["settings"])
 
 
+POSITIONS_OF: dict[Layout, Positions] = {VIDEOMAE: "sincos1d", VIVIT: "learned", VJEPA2: "rope3d"}
+
+
 def _foreign_settings(layout: Layout, hub: Any) -> ViTSettings:
     biased = hub.qv_bias if layout is VIDEOMAE else hub.qkv_bias
     return ViTSettings(
         width=hub.hidden_size,
         depth=hub.num_hidden_layers,
         heads=hub.num_attention_heads,
-        mlp_ratio=hub.intermediate_size / hub.hidden_size,
-        prefix={VIT: 1, VIT_MAE: 1, IJEPA: 0, VIDEOMAE: 0, VIVIT: 1, AST: 2}[layout],
-        positions="sincos1d" if layout is VIDEOMAE else "learned" if layout is VIVIT else "sincos",
+        mlp_ratio=(int(hub.hidden_size * hub.mlp_ratio) if layout is VJEPA2 else hub.intermediate_size)
+        / hub.hidden_size,
+        prefix={VIT: 1, VIT_MAE: 1, VIVIT: 1, AST: 2}.get(layout, 0),
+        positions=POSITIONS_OF.get(layout, "sincos"),
         qkv_bias="none" if not biased else "qv" if layout is VIDEOMAE else "full",
         norm_eps=hub.layer_norm_eps,
         pooling="cls" if layout in (VIT, VIVIT) else "prefix" if layout is AST else "mean",
@@ -154,6 +184,10 @@ def _foreign_spec(layout: Layout, hub: Any, processor: dict[str, Any] | None, fo
             )
         return audio_spec(processor, mels=hub.num_mel_bins, frames=hub.max_length, patch=patch, stride=hub.time_stride)
     mean, std = picture_statistics(str(folder), processor)
+    if layout is VJEPA2:
+        return VideoSpec(
+            size=hub.crop_size, frames=hub.frames_per_clip, patch=patch, tubelet=hub.tubelet_size, mean=mean, std=std
+        )
     size = _side(hub.image_size, "image_size", folder)
     if layout in (VIDEOMAE, VIVIT):
         depth = hub.tubelet_size[0] if layout is VIVIT else hub.tubelet_size

@@ -21,7 +21,8 @@ from mmssl.errors import UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-DOWNLOADED = ["config.json", "preprocessor_config.json", WEIGHTS, INDEX, "model-*-of-*.safetensors"]
+VIDEO_PROCESSOR = "video_preprocessor_config.json"
+DOWNLOADED = ["config.json", "preprocessor_config.json", VIDEO_PROCESSOR, WEIGHTS, INDEX, "model-*-of-*.safetensors"]
 
 # ------------------------------------------------------------------------------------------------------------ writing
 
@@ -50,7 +51,7 @@ def save_encoder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "config.json", _json(config_of(encoder, layout)))
-        _write(folder / "preprocessor_config.json", _json(processor_config(encoder.spec)))
+        _write(folder / "preprocessor_config.json", _json(processor_config(encoder.spec, layout)))
         _write(folder / "README.md", model_card(encoder, layout, card or {}))
         save_file(weights, folder / f".{WEIGHTS}", metadata={"format": "pt"})
         os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
@@ -87,7 +88,7 @@ def load_encoder(name: str | Path) -> Encoder:
     config = _read_json(folder / "config.json")
     if config is None:
         raise UserError(f"{folder} holds no config.json: name the folder of an encoder, such as OUT/encoder.")
-    processor = _read_json(folder / "preprocessor_config.json")
+    processor = _read_json(folder / "preprocessor_config.json") or _read_json(folder / VIDEO_PROCESSOR)
     model_type = config.get("model_type")
     weights = _weights(folder)
     if model_type == "mmssl":
@@ -97,7 +98,7 @@ def load_encoder(name: str | Path) -> Encoder:
         layout = READABLE[model_type]
         weights = canonical(layout, weights)
         encoder = build(layout, config, processor, weights, folder)
-        state = from_hub(encoder, weights)
+        state = from_hub(encoder, layout, weights)
     else:
         raise UserError(
             f"{folder} holds a model of type '{model_type}', which mmssl does not read: it reads "

@@ -49,6 +49,29 @@ FUSED = {
 }
 """Ours in `blocks.N.` -> the Hub's three, stacked along the first dimension."""
 
+VJEPA2_TRUNK = {
+    "adapter.projection.weight": "encoder.embeddings.patch_embeddings.proj.weight",
+    "adapter.projection.bias": "encoder.embeddings.patch_embeddings.proj.bias",
+    "norm.weight": "encoder.layernorm.weight",
+    "norm.bias": "encoder.layernorm.bias",
+}
+VJEPA2_BLOCK = {
+    f"{ours}.{kind}": f"{theirs}.{kind}"
+    for ours, theirs in {
+        "norm1": "norm1",
+        "attn.proj": "attention.proj",
+        "norm2": "norm2",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }.items()
+    for kind in ("weight", "bias")
+}
+VJEPA2_FUSED = {
+    f"attn.qkv.{kind}": tuple(f"attention.{part}.{kind}" for part in ("query", "key", "value"))
+    for kind in ("weight", "bias")
+}
+"""The same three for V-JEPA 2."""
+
 PREFIX_TOKENS = ("embeddings.cls_token", "embeddings.distillation_token")
 POSITIONS = "embeddings.position_embeddings"
 
@@ -78,8 +101,9 @@ DROPPED = (
     "encoder_to_decoder.",
     "mask_token",
     "embeddings.mask_token",
+    "predictor.",
 )
-"""Heads, decoders, poolers and mask tokens: parts of Hub checkpoints that are no part of an encoder."""
+"""Heads, decoders, predictors, poolers and mask tokens: parts of Hub checkpoints that are no part of an encoder."""
 
 STEM = {
     "conv1.weight": "embedder.embedder.convolution.weight",
@@ -113,9 +137,10 @@ VIT_MAE = Layout("vit_mae", "ViTMAEModel", "vit.")
 IJEPA = Layout("ijepa", "IJepaModel", "ijepa.")
 VIDEOMAE = Layout("videomae", "VideoMAEModel", "videomae.")
 VIVIT = Layout("vivit", "VivitModel", "vivit.")
+VJEPA2 = Layout("vjepa2", "VJEPA2Model", "vjepa2.")
 AST = Layout("audio-spectrogram-transformer", "ASTModel", "audio_spectrogram_transformer.")
 RESNET_MODEL = Layout("resnet", "ResNetModel", "resnet.")
-READABLE = {layout.model_type: layout for layout in (VIT, VIT_MAE, IJEPA, VIDEOMAE, VIVIT, AST, RESNET_MODEL)}
+READABLE = {layout.model_type: layout for layout in (VIT, VIT_MAE, IJEPA, VIDEOMAE, VIVIT, VJEPA2, AST, RESNET_MODEL)}
 """Never written: vit_mae, which shuffles tokens even when nothing is masked."""
 
 
@@ -130,9 +155,14 @@ def layout_of(encoder: Encoder) -> Layout:
     assert isinstance(encoder, ViT)
     settings, modality = encoder.settings, encoder.spec.modality
     if settings.layer_scale is not None:
-        return _ours(encoder, "layer scale has no place in the ViT, I-JEPA, VideoMAE, ViViT and AST layouts")
+        return _ours(encoder, "layer scale has no place in the ViT, I-JEPA, VideoMAE, ViViT, V-JEPA 2 and AST layouts")
+    if settings.positions == "rope3d" and modality != "video":
+        return _ours(encoder, "VJEPA2Model, the one class with positions='rope3d', takes clips")
     if modality == "video":
-        if settings.prefix == 1 and settings.final_norm and settings.qkv_bias != "qv":
+        whole = settings.final_norm and settings.qkv_bias != "qv"
+        if settings.positions == "rope3d":
+            return VJEPA2 if whole else _ours(encoder, "VJEPA2Model has a final norm and qkv_bias='full' or 'none'")
+        if settings.prefix == 1 and whole:
             return VIVIT
         if settings.prefix or settings.positions != "sincos1d" or settings.qkv_bias == "full":
             return _ours(
@@ -165,21 +195,26 @@ def to_hub(encoder: Encoder, layout: Layout, state: State) -> State:
         return {_resnet_name(name): tensor for name, tensor in state.items()}
     assert isinstance(encoder, ViT)
     hub: State = {}
+    trunk, block, fused = _tables(layout)
     for name, tensor in state.items():
-        if name in TRUNK:
-            hub[TRUNK[name]] = tensor
+        if name in trunk:
+            hub[trunk[name]] = tensor
         elif name.startswith("blocks."):
             _, number, rest = name.split(".", 2)
-            if rest in FUSED:
-                for target, part in zip(FUSED[rest], tensor.chunk(3), strict=True):
+            if rest in fused:
+                for target, part in zip(fused[rest], tensor.chunk(3), strict=True):
                     hub[f"encoder.layer.{number}.{target}"] = part.clone()
             else:
-                hub[f"encoder.layer.{number}.{BLOCK[rest]}"] = tensor
+                hub[f"encoder.layer.{number}.{block[rest]}"] = tensor
     if encoder.prefix is not None:
         # The Hub's prefix tokens have positions of their own; ours are part of the token.
         for i, target in enumerate(PREFIX_TOKENS[: encoder.settings.prefix]):
             hub[target] = state["prefix"][:, i : i + 1].clone()
-    if layout is not VIDEOMAE:
+    if layout is VJEPA2:
+        # The class always has a predictor, for pre-training: this one has no blocks and predicts zeros.
+        weight = next(iter(state.values()))
+        hub |= {name: weight.new_zeros(shape) for name, shape in no_predictor(encoder.width).items()}
+    elif layout is not VIDEOMAE:
         if encoder.pos is None:
             pos = join_separable(state["pos_space"], state["pos_time"])
         else:
@@ -193,7 +228,7 @@ def to_hub(encoder: Encoder, layout: Layout, state: State) -> State:
     return hub
 
 
-def from_hub(encoder: Encoder, hub: State) -> State:
+def from_hub(encoder: Encoder, layout: Layout, hub: State) -> State:
     """The encoder's own state dict from Hub weights whose names `canonical` has brought into one form.
 
     Weights that are absent stay absent and unknown ones keep their Hub names, so that the caller can name both.
@@ -204,14 +239,15 @@ def from_hub(encoder: Encoder, hub: State) -> State:
         return {back.get(name, name): tensor for name, tensor in hub.items()}
     assert isinstance(encoder, ViT)
     state: State = {}
-    for ours, theirs in TRUNK.items():
+    trunk, block, fused = _tables(layout)
+    for ours, theirs in trunk.items():
         if theirs in hub:
             state[ours] = hub.pop(theirs)
     for number in range(len(encoder.blocks)):
-        for ours, theirs in BLOCK.items():
+        for ours, theirs in block.items():
             if (full := f"encoder.layer.{number}.{theirs}") in hub:
                 state[f"blocks.{number}.{ours}"] = hub.pop(full)
-        for ours, parts in FUSED.items():
+        for ours, parts in fused.items():
             names = [f"encoder.layer.{number}.{part}" for part in parts]
             if all(name in hub for name in names):
                 state[f"blocks.{number}.{ours}"] = torch.cat([hub.pop(name) for name in names])
@@ -220,6 +256,24 @@ def from_hub(encoder: Encoder, hub: State) -> State:
     if tokens and pos is not None and len(tokens) == encoder.settings.prefix:
         state["prefix"] = torch.cat(tokens, dim=1) + pos[:, : len(tokens)]
     return state | hub | ({} if pos is None else _positions(encoder, pos[:, encoder.settings.prefix :]))
+
+
+def _tables(layout: Layout) -> tuple[dict[str, str], dict[str, str], dict[str, tuple[str, ...]]]:
+    """Trunk, block and fused names."""
+    return (VJEPA2_TRUNK, VJEPA2_BLOCK, VJEPA2_FUSED) if layout is VJEPA2 else (TRUNK, BLOCK, FUSED)
+
+
+def no_predictor(width: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a V-JEPA 2 predictor of width 1 without blocks."""
+    return {
+        "predictor.embeddings.predictor_embeddings.weight": (1, width),
+        "predictor.embeddings.predictor_embeddings.bias": (1,),
+        "predictor.embeddings.mask_tokens": (1, 1, 1, 1),
+        "predictor.layernorm.weight": (1,),
+        "predictor.layernorm.bias": (1,),
+        "predictor.proj.weight": (width, 1),
+        "predictor.proj.bias": (width,),
+    }
 
 
 def _positions(encoder: ViT, table: Tensor) -> State:
@@ -233,7 +287,7 @@ def _positions(encoder: ViT, table: Tensor) -> State:
 def canonical(layout: Layout, weights: State) -> State:
     """Hub weights without the prefix of a class with a head, without heads and decoders, under the older names."""
     prefix = layout.prefix if any(name.startswith(layout.prefix) for name in weights) else ""
-    renames: tuple[tuple[str, str], ...] = () if layout is RESNET_MODEL else NEWER
+    renames: tuple[tuple[str, str], ...] = () if layout in (RESNET_MODEL, VJEPA2) else NEWER
     if layout is VIDEOMAE:
         renames += NEWER_VIDEOMAE
     kept: State = {}

@@ -1,5 +1,5 @@
 """Position embeddings: the two fixed sin-cos tables of the masked autoencoders, the separable learned one, and
-interpolation to other grids."""
+interpolation to other grids; 3-D rotary positions, which turn queries and keys instead."""
 
 from __future__ import annotations
 
@@ -69,6 +69,37 @@ def interpolate(pos: Tensor, grid: Grid, wanted: Grid) -> Tensor:
         lines = F.interpolate(lines, size=wanted[0], mode="linear", align_corners=False)
         table = lines.reshape(*wanted[1:], width, wanted[0]).permute(3, 2, 0, 1)
     return table.permute(0, 2, 3, 1).reshape(1, -1, width).to(pos.dtype)
+
+
+def rope_3d(grid: Grid, channels: int, device: torch.device | None = None) -> Tensor:
+    """Cosines and sines of V-JEPA 2's rotary positions (Assran et al. 2025, arXiv:2506.09985, section 2.1; the numbers
+    are those of its released weights, as transformers' VJEPA2Model has them).
+
+    Three equal parts of the channels of a head turn by frame, row and column; what does not divide by six stays as it
+    is. Channel i of a part of n has the rate 10000^(-2j/n) with j = i modulo n/2. So the two channels of a pair, (0,1),
+    (2,3) and so on, have different rates and are not rotated in the strict sense; the released weights want it so.
+
+    Args:
+        channels: E of one head.
+
+    Returns:
+        fp32 [1,N,2,E], computed in fp64: cosines, then sines.
+    """
+    part = 2 * (channels // 3 // 2)
+    if part == 0:
+        raise UserError(f"3-D rotary positions need at least 6 channels a head, not {channels}: take fewer heads.")
+    rate = (10000.0 ** (-2 * torch.arange(part // 2, dtype=torch.float64) / part)).repeat(2)
+    places = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float64) for size in grid))  # [N,3]
+    angle = F.pad((places.unsqueeze(2) * rate).flatten(1), (0, channels - 3 * part))
+    return torch.stack([angle.cos(), angle.sin()], dim=1)[None].float().to(device)
+
+
+def turn(x: Tensor, rope: Tensor) -> Tensor:
+    """Queries or keys x [B,heads,N,E] turned by rope [1 or B,N,2,E], pair by pair: (a, b) -> (a cos - b sin, b cos + a
+    sin), in fp32."""
+    cos, sin = rope.unsqueeze(1).unbind(3)
+    a, b = x.unflatten(3, (-1, 2)).unbind(4)
+    return (x * cos + torch.stack([-b, a], dim=4).flatten(3) * sin).to(x.dtype)
 
 
 def _require(width: int, multiple: int) -> None:

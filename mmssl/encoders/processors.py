@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from mmssl.adapters.specs import IMAGENET_MEAN, IMAGENET_STD, AudioSpec, ImageSpec, Spec, VideoSpec
+from mmssl.encoders.layouts import VJEPA2, Layout
 
 BILINEAR, BICUBIC = 2, 3
 """Pillow's numbers, which processor files carry."""
 
 
-def processor_config(spec: Spec) -> dict[str, Any]:
-    """What makes Auto*Processor turn file contents into the pixels of our evaluation view and adapter."""
+def processor_config(spec: Spec, layout: Layout) -> dict[str, Any]:
+    """What makes Auto*Processor turn file contents into the pixels of our evaluation view and adapter, under the name
+    that the model of `layout` takes them by."""
     if isinstance(spec, AudioSpec):
         return {
             "feature_extractor_type": "ASTFeatureExtractor",
@@ -44,6 +46,9 @@ def processor_config(spec: Spec) -> dict[str, Any]:
     if isinstance(spec, ImageSpec):
         # Not ViTImageProcessor: that one squeezes the picture into a square instead of cutting its centre.
         return {"image_processor_type": "CLIPImageProcessor"} | picture
+    if layout is VJEPA2:
+        # Not VJEPA2VideoProcessor: that one resizes the short side to 8/7 of the crop, whatever the file says.
+        return {"video_processor_type": "LlavaNextVideoVideoProcessor"} | picture
     return {
         "image_processor_type": "VideoMAEImageProcessor",
         "video_processor_type": "VideoMAEVideoProcessor",

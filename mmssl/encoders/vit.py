@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from mmssl.adapters.base import Adapter
 from mmssl.encoders.base import TokenEncoder
-from mmssl.encoders.positions import Grid, interpolate, join_separable, sincos_1d, sincos_2d
+from mmssl.encoders.positions import Grid, interpolate, join_separable, rope_3d, sincos_1d, sincos_2d, turn
 from mmssl.errors import UserError
 from mmssl.types import Encoded, Tokens
 
 Bias = Literal["full", "qv", "none"]
+Positions = Literal["sincos", "learned", "sincos1d", "separable", "rope3d"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class ViTSettings:
     mlp_ratio: float = 4.0
     prefix: int = 1
     """Prefix tokens: 0, 1 (CLS) or 2 (CLS and distillation, as AST has them)."""
-    positions: Literal["sincos", "learned", "sincos1d", "separable"] = "sincos"
+    positions: Positions = "sincos"
     """'sincos': MAE's fixed table over rows and columns; 'sincos1d': VideoMAE's over the flat token number;
-    'separable': MAE-ST's sum of a learned table over rows and columns and a learned table over time."""
+    'separable': MAE-ST's sum of a learned table over rows and columns and a learned table over time;
+    'rope3d': V-JEPA 2's, nothing is added and every block turns its queries and keys by frame, row and column."""
     drop_path: float = 0.0
     """Share of samples that skip the last block; it grows linearly from 0 at the first block (Huang et al. 2016)."""
     layer_scale: float | None = None
@@ -62,7 +64,8 @@ def drop_path(branch: Tensor, rate: float) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention [B,N,D] -> [B,N,D] with one matrix for queries, keys and values."""
+    """Multi-head self-attention [B,N,D] -> [B,N,D] with one matrix for queries, keys and values, which `rope`
+    [1 or B,N,2,D/heads] turns where it is given."""
 
     def __init__(self, width: int, heads: int, *, bias: Bias = "full") -> None:
         super().__init__()
@@ -74,12 +77,14 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width)) if bias == "qv" else None
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
         B, N, D = x.shape
         bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         q, k, v = F.linear(x, self.qkv.weight, bias).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if rope is not None:
+            q, k = turn(q, rope), turn(k, rope)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(B, N, D))
 
@@ -117,8 +122,8 @@ class Block(nn.Module):
         self.mlp = MLP(width, round(width * mlp_ratio))
         self.scale2 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._branch(self.attn(self.norm1(x)), self.scale1)
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        x = x + self._branch(self.attn(self.norm1(x), rope), self.scale1)
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
 
     def _branch(self, branch: Tensor, scale: Tensor | None) -> Tensor:
@@ -157,7 +162,9 @@ class ViT(TokenEncoder):
     """
 
     pos: Tensor | None
-    """[1,N,D] of the nominal grid; None where `pos_space` [1,H*W,D] and `pos_time` [1,T,D] make it up ('separable')."""
+    """[1,N,D] of the nominal grid; None where `pos_space` [1,H*W,D] and `pos_time` [1,T,D] make it up ('separable'),
+    or where there is none ('rope3d')."""
+    rope: Tensor
 
     def __init__(self, adapter: Adapter, settings: ViTSettings) -> None:
         super().__init__()
@@ -173,6 +180,9 @@ class ViT(TokenEncoder):
             self.register_parameter("pos", None)
             self.pos_space = nn.Parameter(torch.zeros(1, H * W, self.width))
             self.pos_time = nn.Parameter(torch.zeros(1, T, self.width))
+        elif settings.positions == "rope3d":
+            self.register_parameter("pos", None)
+            self.register_buffer("rope", rope_3d(adapter.grid, self.width // settings.heads), persistent=False)
         elif settings.positions == "learned":
             self.pos = nn.Parameter(torch.zeros(1, T * H * W, self.width))
         else:
@@ -197,13 +207,17 @@ class ViT(TokenEncoder):
 
     def tokenize(self, view: Tensor, *, keep: Tensor | None = None, lengths: Tensor | None = None) -> Tokens:
         tokens = self.adapter(view, keep, lengths)
+        if self.settings.positions == "rope3d":
+            same = tokens.grid == self.adapter.grid
+            rope = self.rope if same else rope_3d(tokens.grid, self.rope.shape[3], tokens.x.device)
+            return Tokens(x=tokens.x, grid=tokens.grid, rope=rope if keep is None else gather_rope(rope, keep))
         pos = interpolate(self.position_table(), self.adapter.grid, tokens.grid)
         if keep is not None:
             pos = _gather(pos.expand(len(keep), -1, -1), keep)
         return Tokens(x=tokens.x, grid=tokens.grid, pos=pos)
 
     def position_table(self) -> Tensor:
-        """The positions [1,N,D] of the nominal grid."""
+        """The added positions [1,N,D] of the nominal grid; 'rope3d' has none."""
         return join_separable(self.pos_space, self.pos_time) if self.pos is None else self.pos
 
     def encode(
@@ -223,13 +237,15 @@ class ViT(TokenEncoder):
         if tokens.pos is not None:
             # Follows the parameters, not x: the residual stream is fp32 under autocast, and bf16 under FSDP in bf16.
             x = x + tokens.pos.to(self.adapter.projection.weight.dtype)
+        rope = tokens.rope
         if keep is not None:
             x = _gather(x, keep)
+            rope = None if rope is None else gather_rope(rope, keep)
         if self.prefix is not None:
             x = torch.cat([self.prefix.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
         states = [x]
         for block in self.blocks:
-            x = block(x)
+            x = block(x, rope)
             if hidden:
                 states.append(x)
         x = self.norm(x)
@@ -251,6 +267,11 @@ def fixed_positions(positions: str, grid: Grid, width: int) -> Tensor:
     return table[None]
 
 
+def gather_rope(rope: Tensor, keep: Tensor) -> Tensor:
+    """rope [1 or B,N,2,E] of the tokens keep [B,V]: [B,V,2,E]."""
+    return _gather(rope.flatten(2).expand(len(keep), -1, -1), keep).unflatten(2, (2, -1))
+
+
 def _gather(x: Tensor, keep: Tensor) -> Tensor:
     """Tokens [B,V,D] of x [B,N,D] at the indices keep [B,V]."""
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[2]))
@@ -263,11 +284,14 @@ def _check(adapter: Adapter, settings: ViTSettings) -> None:
         )
     if settings.prefix not in (0, 1, 2):
         raise UserError(f"prefix={settings.prefix} tokens: choose 0, 1 (CLS) or 2 (CLS and distillation).")
+    if settings.positions == "rope3d" and settings.prefix:
+        raise UserError("positions='rope3d' turns every token by its place, and a prefix token has none: set prefix=0.")
     if settings.pooling != "mean" and not settings.prefix:
         raise UserError(f"pooling='{settings.pooling}' needs a prefix token: set prefix=1 or pooling='mean'.")
     if settings.positions == "sincos" and adapter.grid[0] > 1:
         raise UserError(
-            "positions='sincos' covers rows and columns only: choose 'sincos1d', 'separable' or 'learned' for clips."
+            "positions='sincos' covers rows and columns only: choose 'sincos1d', 'separable', 'learned' or 'rope3d' "
+            "for clips."
         )
     if not 0 <= settings.drop_path < 1:
         raise UserError(f"drop_path={settings.drop_path} must lie in [0, 1).")
