@@ -96,7 +96,9 @@ class Encoded:
     grid: tuple[int, int, int] | None = None
     """Token grid of the whole view, also when only some tokens were kept."""
     feature_map: Tensor | None = None
-    """[B,C,H,W] last feature map of a convolutional net."""
+    """One vector a place, for dense tasks, at any size of view: [B,C,H,W] of an encoder of images or spectrograms,
+    [B,C,T,H,W] (one map a frame of the view) of an encoder of clips. A convolutional net's last map, or the embedding
+    of a DenseEncoder, whose C need not be D; None for a ViT, whose map is `tokens` on `grid`."""
     hidden: tuple[Tensor, ...] | None = None
     """On request: states as transformers' output_hidden_states defines them (embeddings, then every block)."""
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.adapters.specs import Spec
+from mmssl.adapters.colour import lab_to_rgb, lightness
+from mmssl.adapters.specs import Colour, Spec
 from mmssl.errors import UserError
 from mmssl.types import Tokens
 
@@ -152,19 +153,26 @@ class Adapter(nn.Module, ABC):
 
 
 class Pixels(Front):
-    """uint8 0..255 or float [0,1] pictures -> (x - mean) / std."""
+    """uint8 0..255 or float [0,1] pictures -> (x - mean) / std, of their colours or of their lightness."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], colour: Colour = "rgb") -> None:
         super().__init__()
         if len(mean) != len(std) or min(std, default=0) <= 0:
             raise UserError(f"mean {mean} and std {std} need one value a channel each, and std must be above zero.")
+        if colour not in ("rgb", "lightness"):
+            raise UserError(f"There is no colour '{colour}': choose 'rgb' or 'lightness'.")
         self.channels = len(mean)
+        self.colour = colour
         # One-dimensional, or `encoder.to(memory_format=torch.channels_last)` trips over them.
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def shades(self, view: Tensor) -> Tensor:
+        """The channels that the encoder is shown: RGB as it is, or L / 100 (0..1) in each of them."""
+        return view if self.colour == "rgb" else lightness(view).expand(*view.shape[:-3], self.channels, -1, -1)
 
     def normalise(self, raw: Tensor, channel: int) -> Tensor:
         scale, shift = 1 / self.std, -self.mean / self.std
@@ -176,4 +184,8 @@ class Pixels(Front):
         return pixels.mul_(scale.view(shape)).add_(shift.view(shape))  # in place: a fused broadcast is slower on CPU
 
     def denormalise(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() * self.std.view(-1, 1, 1, 1) + self.mean.view(-1, 1, 1, 1)).clamp(0, 1)
+        shades = (pixels.float() * self.std.view(-1, 1, 1, 1) + self.mean.view(-1, 1, 1, 1)).clamp(0, 1)
+        if self.colour == "rgb":
+            return shades
+        L = 100 * shades.mean(1)
+        return lab_to_rgb(torch.stack([L, torch.zeros_like(L), torch.zeros_like(L)], dim=-3)).transpose(1, 2)

@@ -12,11 +12,11 @@ class ImagePixels(Pixels):
     """uint8 0..255 or float [0,1] images [B,3,H,W] -> normalised fp32 [B,3,1,H,W]."""
 
     def __init__(self, spec: ImageSpec) -> None:
-        super().__init__(spec.mean, spec.std)
+        super().__init__(spec.mean, spec.std, spec.colour)
         self.spec = spec
 
     def raw(self, view: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return view.unsqueeze(2)
+        return self.shades(view).unsqueeze(2)
 
 
 class ImagePatches(Adapter):

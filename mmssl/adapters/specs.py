@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Colour = Literal["rgb", "lightness"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class ImageSpec:
     patch: int = 16
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    colour: Colour = "rgb"
+    """What the encoder is shown: 'lightness' is L / 100 of CIE Lab, in one channel for each value of `mean`."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class VideoSpec:
     tubelet: int = 2
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    colour: Colour = "rgb"
+    """What the encoder is shown: 'lightness' is L / 100 of CIE Lab, in one channel for each value of `mean`."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ class VideoPixels(Pixels):
     """uint8 0..255 or float [0,1] clips [B,T,3,H,W] -> normalised fp32 [B,3,T,H,W]."""
 
     def __init__(self, spec: VideoSpec) -> None:
-        super().__init__(spec.mean, spec.std)
+        super().__init__(spec.mean, spec.std, spec.colour)
         self.spec = spec
 
     def raw(self, view: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return view.transpose(1, 2)
+        return self.shades(view).transpose(1, 2)
 
 
 class VideoTubelets(Adapter):

@@ -18,11 +18,13 @@ from mmssl.errors import UserError
 
 @dataclass(frozen=True)
 class EncoderSettings(ViTSettings):
-    """A ViT of any size, or a ResNet, which knows `arch` and `stem` only."""
+    """A ViT of any size, or a ResNet, which knows `arch`, `stem` and `output_stride` only."""
 
     arch: Literal["vit", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "vit"
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """Of a ResNet; 'cifar' (3x3, no pooling) suits images of about 32 pixels."""
+    output_stride: int | None = None
+    """Of a ResNet: pixels a cell of its last map; 32 (8 with the 'cifar' stem) if not given, 8 for dense features."""
 
 
 def build_adapter(spec: Spec, width: int) -> Adapter:
@@ -49,7 +51,7 @@ def build_encoder(spec: Spec, settings: EncoderSettings, init: str | None = None
         plain = ViTSettings(**{field.name: getattr(settings, field.name) for field in fields(ViTSettings)})
         return ViT(build_adapter(spec, settings.width), plain)
     if isinstance(spec, ImageSpec):
-        return ConvEncoder(ImagePixels(spec), settings.arch, settings.stem)
+        return ConvEncoder(ImagePixels(spec), settings.arch, settings.stem, settings.output_stride)
     if isinstance(spec, AudioSpec):
-        return ConvEncoder(LogMel(spec), settings.arch, settings.stem)
+        return ConvEncoder(LogMel(spec), settings.arch, settings.stem, settings.output_stride)
     raise UserError(f"--encoder.arch {settings.arch} takes no clips: choose --encoder.arch vit.")

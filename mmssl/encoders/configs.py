@@ -19,7 +19,19 @@ from mmssl.adapters.spectrogram import LogMel
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import build_adapter
 from mmssl.encoders.conv import BLOCKS, WIDTHS, ConvEncoder
-from mmssl.encoders.layouts import AST, POSITIONS, RESNET_MODEL, VIDEOMAE, VIT, VIT_MAE, VIVIT, VJEPA2, Layout, State
+from mmssl.encoders.dense import DenseEncoder, DenseSettings
+from mmssl.encoders.layouts import (
+    AST,
+    POSITIONS,
+    RESNET_MODEL,
+    VIDEOMAE,
+    VIT,
+    VIT_MAE,
+    VIVIT,
+    VJEPA2,
+    Layout,
+    State,
+)
 from mmssl.encoders.positions import split_separable
 from mmssl.encoders.processors import audio_spec, picture_statistics, spec_from_facts
 from mmssl.encoders.vit import Positions, ViT, ViTSettings, fixed_positions
@@ -28,9 +40,11 @@ from mmssl.errors import UserError
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
-def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
+def own_facts(encoder: Encoder) -> dict[str, Any]:
+    """What `from_facts` builds the encoder from, without its weights; it stands under `mmssl` in config.json."""
     facts: dict[str, Any] = {
         "version": mmssl.__version__,
+        "encoder": type(encoder).__name__,
         "modality": encoder.spec.modality,
         "spec": asdict(encoder.spec),
         "pooling": encoder.pooling,
@@ -38,9 +52,15 @@ def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
     if isinstance(encoder, ViT):
         facts["settings"] = asdict(encoder.settings)
     elif isinstance(encoder, ConvEncoder):
-        facts |= {"arch": encoder.arch, "stem": encoder.stem}
+        facts |= {"arch": encoder.arch, "stem": encoder.stem, "output_stride": encoder.output_stride}
+    elif isinstance(encoder, DenseEncoder):
+        facts |= {"head": asdict(encoder.settings), "trunk": own_facts(encoder.trunk)}
+    return facts
+
+
+def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
+    facts = own_facts(encoder)
     if layout.reason is not None:
-        facts["encoder"] = layout.architecture
         return {
             "model_type": "mmssl",
             "architectures": [f"mmssl.{layout.architecture}"],
@@ -214,12 +234,15 @@ def _build_resnet(
     return ConvEncoder(ImagePixels(spec), arch)
 
 
-def build_ours(config: dict[str, Any], folder: Path) -> Encoder:
-    facts = config["mmssl"]
+def from_facts(facts: dict[str, Any], folder: Path) -> Encoder:
+    """A new encoder of the kind that `own_facts` told; `folder` is where they were read, for messages."""
     spec = spec_from_facts(facts)
+    if facts["encoder"] == "DenseEncoder":
+        assert isinstance(spec, VideoSpec)
+        return DenseEncoder(from_facts(facts["trunk"], folder), spec, DenseSettings(**facts["head"]))
     if facts["encoder"] == "ConvEncoder":
         front = LogMel(spec) if isinstance(spec, AudioSpec) else ImagePixels(spec)  # type: ignore[arg-type]
-        return ConvEncoder(front, facts["arch"], facts["stem"])
+        return ConvEncoder(front, facts["arch"], facts["stem"], facts.get("output_stride"))
     settings = _settings_from_facts(facts, folder)
     return ViT(build_adapter(spec, settings.width), settings)
 

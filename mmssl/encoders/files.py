@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.card import model_card
-from mmssl.encoders.configs import build, build_ours, config_of
+from mmssl.encoders.configs import build, config_of, from_facts
 from mmssl.encoders.layouts import READABLE, Layout, State, canonical, from_hub, layout_of, to_hub
 from mmssl.encoders.processors import processor_config
 from mmssl.errors import UserError
@@ -92,7 +92,7 @@ def load_encoder(name: str | Path) -> Encoder:
     model_type = config.get("model_type")
     weights = _weights(folder)
     if model_type == "mmssl":
-        encoder = build_ours(config, folder)
+        encoder = from_facts(config["mmssl"], folder)
         state: State = weights
     elif model_type in READABLE:
         layout = READABLE[model_type]

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmssl.adapters.specs import AudioSpec
 from mmssl.encoders.base import Encoder
-from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.conv import OWN_STRIDE, ConvEncoder
+from mmssl.encoders.dense import DenseEncoder
 from mmssl.encoders.positions import join_separable, split_separable
 from mmssl.encoders.vit import ViT
 
@@ -146,14 +148,25 @@ READABLE = {layout.model_type: layout for layout in (VIT, VIT_MAE, IJEPA, VIDEOM
 
 def layout_of(encoder: Encoder) -> Layout:
     """The layout that an encoder is written in."""
+    spec = encoder.spec
+    if isinstance(encoder, DenseEncoder):
+        return _ours(encoder, "transformers has no encoder with one embedding a place of every frame")
+    if not isinstance(spec, AudioSpec) and spec.colour != "rgb":
+        return _ours(encoder, f"transformers' processors make no {spec.colour}, which this encoder is shown")
     if isinstance(encoder, ConvEncoder):
         if encoder.stem != "imagenet":
             return _ours(encoder, f"transformers' ResNetModel has no '{encoder.stem}' stem")
-        if encoder.spec.modality != "image":
+        if spec.modality != "image":
             return _ours(encoder, "transformers has no ResNet over spectrograms")
+        if encoder.output_stride != OWN_STRIDE["imagenet"]:
+            return _ours(
+                encoder,
+                f"transformers' ResNetModel has an output stride of {OWN_STRIDE['imagenet']}, and this encoder of "
+                f"{encoder.output_stride}",
+            )
         return RESNET_MODEL
     assert isinstance(encoder, ViT)
-    settings, modality = encoder.settings, encoder.spec.modality
+    settings, modality = encoder.settings, spec.modality
     if settings.layer_scale is not None:
         return _ours(encoder, "layer scale has no place in the ViT, I-JEPA, VideoMAE, ViViT, V-JEPA 2 and AST layouts")
     if settings.positions == "rope3d" and modality != "video":

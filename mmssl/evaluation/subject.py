@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from mmssl.encoders.base import Encoder
-from mmssl.encoders.build import build_adapter
+from mmssl.encoders.configs import from_facts, own_facts
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.dense import DenseEncoder
 from mmssl.encoders.vit import ViT
 from mmssl.errors import UserError
 
@@ -25,13 +26,13 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
     Raises:
         UserError: for encoders that mmssl did not build and so cannot build again.
     """
+    if not isinstance(encoder, ViT | ConvEncoder | DenseEncoder):
+        raise UserError(
+            f"There is no untrained twin of {type(encoder).__name__}: evaluate a ViT, a ConvEncoder or a DenseEncoder."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(encoder, ViT):
-            return ViT(build_adapter(encoder.spec, encoder.width), encoder.settings).eval()
-        if isinstance(encoder, ConvEncoder):
-            return ConvEncoder(copy.deepcopy(encoder.front).cpu(), encoder.arch, encoder.stem).eval()
-    raise UserError(f"There is no untrained twin of {type(encoder).__name__}: evaluate a ViT or a ConvEncoder.")
+        return from_facts(own_facts(encoder), Path()).eval()
 
 
 def encoder_hash(encoder: Encoder) -> str:
@@ -50,7 +51,9 @@ def facts(encoder: Encoder) -> dict[str, Any]:
     if isinstance(encoder, ViT):
         return dataclasses.asdict(encoder.settings)
     if isinstance(encoder, ConvEncoder):
-        return {"arch": encoder.arch, "stem": encoder.stem}
+        return {"arch": encoder.arch, "stem": encoder.stem, "output_stride": encoder.output_stride}
+    if isinstance(encoder, DenseEncoder):
+        return {"head": dataclasses.asdict(encoder.settings), "trunk": facts(encoder.trunk)}
     return {}
 
 

@@ -1,0 +1,107 @@
+"""One embedding a place of every frame, for pointing and for carrying labels along (Vondrick et al. 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.adapters.specs import VideoSpec
+from mmssl.encoders.base import Encoder
+from mmssl.errors import UserError
+from mmssl.types import Encoded
+
+
+@dataclass(frozen=True)
+class DenseSettings:
+    out: int = 64
+    """Width of the embedding of a place."""
+    hidden: int = 256
+    """Width of the convolutions in between."""
+    layers: int = 5
+    """3-D convolutions between trunk and embedding; 0 for a linear map alone, each frame by itself (for a ViT)."""
+
+
+class DenseHead(nn.Module):
+    """Maps of a trunk [B,C,T,H,W] -> embeddings [B,out,T,H,W].
+
+    Each layer looks around in its frame (1x3x3, dilated by 1, 2, 4, 8, ...), then at the frames before and after it
+    (3x1x1), both with batch norm and ReLU; row and column in [-1,1] are two more channels of its input, so that an
+    embedding can tell where it is. The paper says that five layers of 3-D convolution follow the trunk; kernels,
+    dilation and where the coordinates come in are recalled from it and read as public re-implementations read it.
+    """
+
+    def __init__(self, channels: int, settings: DenseSettings) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = channels
+        for number in range(settings.layers):
+            width = channels + 2 if number == 0 else settings.hidden
+            d = 2**number
+            layers += [
+                nn.Conv3d(width, settings.hidden, (1, 3, 3), padding=(0, d, d), dilation=(1, d, d), bias=False),
+                nn.BatchNorm3d(settings.hidden),
+                nn.ReLU(),
+                nn.Conv3d(settings.hidden, settings.hidden, (3, 1, 1), padding=(1, 0, 0), bias=False),
+                nn.BatchNorm3d(settings.hidden),
+                nn.ReLU(),
+            ]
+            width = settings.hidden
+        self.layers = nn.Sequential(*layers)
+        self.project = nn.Conv3d(width, settings.out, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if len(self.layers):
+            maps = torch.cat([maps, coordinates(maps)], dim=1)
+        embedded: Tensor = self.project(self.layers(maps))
+        return embedded
+
+
+class DenseEncoder(Encoder):
+    """A trunk over single frames, then a head over the clip: clips [B,T,3,H,W] of any T, H and W (a ViT wants whole
+    patches) -> `Encoded.feature_map` [B,out,T,h,w], one map a frame; `pooled` is its mean.
+
+    Args:
+        trunk: an encoder of images, a ResNet (its last map) or a ViT (its tokens on their grid).
+        spec: of the clip; its picture is the trunk's.
+
+    Raises:
+        UserError: a trunk that takes no images, or settings that no head can have.
+    """
+
+    pooling = "mean"
+    spec: VideoSpec
+
+    def __init__(self, trunk: Encoder, spec: VideoSpec, settings: DenseSettings) -> None:
+        super().__init__()
+        if trunk.spec.modality != "image":
+            raise UserError(f"The trunk of a DenseEncoder takes images, and this one {trunk.spec.modality}.")
+        if settings.layers < 0 or min(settings.out, settings.hidden) < 1:
+            raise UserError(f"A head of {settings} cannot be: give widths of 1 or more, and 0 layers or more.")
+        self.trunk = trunk
+        self.spec = spec
+        self.settings = settings
+        self.width = settings.out
+        self.head = DenseHead(trunk.width, settings)
+
+    def forward(self, view: Tensor, *, lengths: Tensor | None = None, hidden: bool = False) -> Encoded:
+        frames = self.trunk(view.flatten(0, 1))
+        if frames.feature_map is None:
+            _, height, width = frames.grid
+            maps = frames.tokens.transpose(1, 2).unflatten(2, (height, width))
+        else:
+            maps = frames.feature_map
+        maps = maps.unflatten(0, view.shape[:2]).transpose(1, 2)  # [B,C,T,h,w]
+        embedded = self.head(maps)
+        return Encoded(
+            pooled=embedded.mean((2, 3, 4)), feature_map=embedded, hidden=(maps, embedded) if hidden else None
+        )
+
+
+def coordinates(maps: Tensor) -> Tensor:
+    """Row and column of every place of maps [B,C,T,H,W], from -1 to 1: [B,2,T,H,W]."""
+    B, _, T, H, W = maps.shape
+    row, column = (torch.linspace(-1, 1, size, device=maps.device, dtype=maps.dtype) for size in (H, W))
+    place = torch.stack(torch.meshgrid(row, column, indexing="ij"))
+    return place[None, :, None].expand(B, -1, T, -1, -1)
