@@ -57,9 +57,11 @@ class Objective(nn.Module, ABC):
         """
         if what == "loss":
             return self.loss(batch)
-        if what == "embed":
-            return self.embed(batch, "view" if "view" in batch.views else self.views[0])
-        return self.pictures(batch)
+        # Probes and pictures have batch sizes of their own, for which compiled blocks would be compiled once more.
+        with torch.compiler.set_stance("force_eager"):
+            if what == "embed":
+                return self.embed(batch, "view" if "view" in batch.views else self.views[0])
+            return self.pictures(batch)
 
     @abstractmethod
     def loss(self, batch: Batch) -> ObjectiveOutput:

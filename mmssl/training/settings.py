@@ -66,7 +66,7 @@ class Settings:
     precision: Literal["no", "bf16", "fp16"] | None = None
     """Mixed precision; Accelerate's own configuration decides if not given."""
     compile: bool = False
-    """Compile the transformer blocks one by one (ignored on CPU)."""
+    """Compile the transformer blocks one by one; a CPU needs a C++ compiler for it, and a minute at the first step."""
     workers: int = field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))))
     """Processes a device that read and decode, by default one a core and at most 4; 0 reads in the training process."""
     file_seconds: float = 120.0

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import sys
+import sysconfig
 import tempfile
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, is_tensorboard_available
+from torch import nn
 
 from mmssl.encoders.vit import Block
 from mmssl.errors import UserError
@@ -73,6 +76,25 @@ def make_accelerator(settings: Settings) -> Accelerator:
         plugin.transformer_cls_names_to_wrap = [Block.__name__]
         plugin.cpu_ram_efficient_loading = False  # takes plain buffers, such as a queue, for sharded parameters
     return accelerator
+
+
+def compile_blocks(objective: nn.Module, device: torch.device) -> None:
+    """Compile every transformer block for the shapes it sees in a step, which never change.
+
+    Raises UserError where a CPU lacks what compiling takes.
+    """
+    if device.type == "cpu":
+        compiler = any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+        if not compiler or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+            raise UserError(
+                "--compile on a CPU needs a C++ compiler and Python's headers, and they are not here: install them "
+                "(on Debian g++ and python3-dev), or leave it out."
+            )
+    blocks = [block for block in objective.modules() if isinstance(block, Block)]
+    # Blocks with drop path rates of their own are compiled one each, which is no endless recompiling.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(blocks))
+    for block in blocks:
+        block.compile(dynamic=False)
 
 
 def check_out(settings: Settings, recipe: str) -> None:
