@@ -57,6 +57,10 @@ class Source(ABC):
     def problems(self) -> list[tuple[str, str]]:
         """(id, reason) of the files that cannot be used."""
 
+    def notes(self) -> list[str]:
+        """What a user should know of how the rows are used, in sentences."""
+        return []
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

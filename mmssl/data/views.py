@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from mmssl.data.crops import MULTISCALE, centre_crop, crop_and_resize, multiscal
 from mmssl.data.images import decode_image
 from mmssl.data.media import Media, UnreadableMedia, motion_step
 from mmssl.data.video import open_video
+
+if TYPE_CHECKING:
+    from mmssl.data.sources import Source
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Views(ABC):
     @abstractmethod
     def centre(self) -> Views:
         """The deterministic evaluation version: one sample a file with one view, named 'view'."""
+
+    def arrange(self, source: Source, max_bad_share: float) -> Source:
+        """The rows that these views cut: the files of `source`, or what several of them make together. Raises UserError
+        where more than `max_bad_share` of those cannot be used."""
+        return source
 
 
 # ------------------------------------------------------------------------------------------------------------ images
