@@ -68,6 +68,7 @@ def pretrain(argv: Sequence[str]) -> None:
 EVALUATIONS = {
     "knn": "mmssl.evaluation.command:KnnSettings",
     "linear": "mmssl.evaluation.command:LinearSettings",
+    "alignment": "mmssl.evaluation.alignment:AlignmentSettings",
 }
 """Name -> settings class with a method `run()`; a new evaluation is one file and one line here."""
 

@@ -40,6 +40,8 @@ TINY = {
     "video/simmim": [*CLIPS, *VIT],
     "video/moco_v2": [*CLIPS, *VIT, "--hidden", "32", "--out-width", "16", "--queue", "32"],
     "video/simclr": [*CLIPS, *VIT, "--hidden", "32", "--out-width", "16"],
+    "video/tcn": [*PICTURES, *VIT, "--encoder.arch", "vit", "--head.hidden", "32", "--instants", "4", "--window", "2"],
+    "video/tcn_single": [*PICTURES, *VIT, "--encoder.arch", "vit", "--head.hidden", "32", "--frames", "8"],
     "audio/mae": [*SOUNDS, *VIT, *DECODER],
     "audio/contrastive": [*SOUNDS, *VIT, "--out-width", "16"],
 }

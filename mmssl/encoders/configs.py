@@ -20,6 +20,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import build_adapter
 from mmssl.encoders.conv import BLOCKS, WIDTHS, ConvEncoder
 from mmssl.encoders.dense import DenseEncoder, DenseSettings
+from mmssl.encoders.headed import HeadedEncoder, HeadSettings, build_head
 from mmssl.encoders.layouts import (
     AST,
     POSITIONS,
@@ -55,6 +56,8 @@ def own_facts(encoder: Encoder) -> dict[str, Any]:
         facts |= {"arch": encoder.arch, "stem": encoder.stem, "output_stride": encoder.output_stride}
     elif isinstance(encoder, DenseEncoder):
         facts |= {"head": asdict(encoder.settings), "trunk": own_facts(encoder.trunk)}
+    elif isinstance(encoder, HeadedEncoder):
+        facts |= {"head": asdict(encoder.head.settings), "trunk": own_facts(encoder.trunk)}
     return facts
 
 
@@ -240,6 +243,9 @@ def from_facts(facts: dict[str, Any], folder: Path) -> Encoder:
     if facts["encoder"] == "DenseEncoder":
         assert isinstance(spec, VideoSpec)
         return DenseEncoder(from_facts(facts["trunk"], folder), spec, DenseSettings(**facts["head"]))
+    if facts["encoder"] == "HeadedEncoder":
+        trunk = from_facts(facts["trunk"], folder)
+        return HeadedEncoder(trunk, build_head(trunk, HeadSettings(**facts["head"])))
     if facts["encoder"] == "ConvEncoder":
         front = LogMel(spec) if isinstance(spec, AudioSpec) else ImagePixels(spec)  # type: ignore[arg-type]
         return ConvEncoder(front, facts["arch"], facts["stem"], facts.get("output_stride"))

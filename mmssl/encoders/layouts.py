@@ -16,6 +16,7 @@ from mmssl.adapters.specs import AudioSpec
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import OWN_STRIDE, ConvEncoder
 from mmssl.encoders.dense import DenseEncoder
+from mmssl.encoders.headed import HeadedEncoder
 from mmssl.encoders.positions import join_separable, split_separable
 from mmssl.encoders.vit import ViT
 
@@ -151,6 +152,8 @@ def layout_of(encoder: Encoder) -> Layout:
     spec = encoder.spec
     if isinstance(encoder, DenseEncoder):
         return _ours(encoder, "transformers has no encoder with one embedding a place of every frame")
+    if isinstance(encoder, HeadedEncoder):
+        return _ours(encoder, "transformers has no encoder with the head of an embedding")
     if not isinstance(spec, AudioSpec) and spec.colour != "rgb":
         return _ours(encoder, f"transformers' processors make no {spec.colour}, which this encoder is shown")
     if isinstance(encoder, ConvEncoder):

@@ -16,6 +16,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.configs import from_facts, own_facts
 from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.dense import DenseEncoder
+from mmssl.encoders.headed import HeadedEncoder
 from mmssl.encoders.vit import ViT
 from mmssl.errors import UserError
 
@@ -26,7 +27,7 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
     Raises:
         UserError: for encoders that mmssl did not build and so cannot build again.
     """
-    if not isinstance(encoder, ViT | ConvEncoder | DenseEncoder):
+    if not isinstance(encoder, ViT | ConvEncoder | DenseEncoder | HeadedEncoder):
         raise UserError(
             f"There is no untrained twin of {type(encoder).__name__}: evaluate a ViT, a ConvEncoder or a DenseEncoder."
         )
@@ -54,6 +55,8 @@ def facts(encoder: Encoder) -> dict[str, Any]:
         return {"arch": encoder.arch, "stem": encoder.stem, "output_stride": encoder.output_stride}
     if isinstance(encoder, DenseEncoder):
         return {"head": dataclasses.asdict(encoder.settings), "trunk": facts(encoder.trunk)}
+    if isinstance(encoder, HeadedEncoder):
+        return {"head": dataclasses.asdict(encoder.head.settings), "trunk": facts(encoder.trunk)}
     return {}
 
 

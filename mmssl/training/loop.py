@@ -95,13 +95,14 @@ class Run:
         check_parts(parts)
         self.objective.check(settings.batch_size)
         with accelerator.main_process_first(), show_progress(Console(stderr=True)) as progress:
-            self.source = open_source(
+            files = open_source(
                 settings.data,
                 parts.views.kind or self.encoder_spec.modality,
                 out=settings.out if accelerator.is_main_process and not settings.dry_run else None,
                 max_bad_share=settings.max_bad_share,
                 progress=progress if accelerator.is_main_process else None,
             )
+        self.source = parts.views.arrange(files, settings.max_bad_share)
         rows = self.source.rows("train")
         self.rows = rows if len(rows) else self.source.rows(None)
         self.plan = Plan(self.rows, settings.batch_size, settings.seed, parts.views.per_file)
@@ -142,6 +143,8 @@ class Run:
                 accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
         if self.step == 0:
             self.list_problems()
+            for note in self.source.notes() if accelerator.is_main_process else []:
+                print(note, file=sys.stderr, flush=True)
         self.watch = Watch(self)
         display = Display(
             total=self.total, done=self.step, every=settings.progress_seconds, shown=accelerator.is_main_process
