@@ -46,6 +46,8 @@ TINY = {
     "audio/contrastive": [*SOUNDS, *VIT, "--out-width", "16"],
 }
 """Options that make a recipe small enough for a test, at learning rates that show."""
+ELSEWHERE = {"video/tcn": "test_tcn.py", "video/tcn_single": "test_tcn.py"}
+"""Recipes that need files of their own, and the test in tests/recipes that runs them."""
 
 
 def make_media(folder: Path, modality: str, files: int = 12) -> Path:
