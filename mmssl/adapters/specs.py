@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Colour = Literal["rgb", "lightness"]
+Stack = Literal["none", "frames", "differences", "sum"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class VideoSpec:
     std: tuple[float, ...] = IMAGENET_STD
     colour: Colour = "rgb"
     """What the encoder is shown: 'lightness' is L / 100 of CIE Lab, in one channel for each value of `mean`."""
+    stack: Stack = "none"
+    """A clip as one picture of many channels: its frames, the differences of neighbours, or the sum of those. The
+    encoder then knows no tubelets and may have 2-D convolutions: see `StackedFrames`."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from mmssl.adapters.base import Adapter
+from mmssl.adapters.base import Adapter, Front
 from mmssl.adapters.image import ImagePatches, ImagePixels
 from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec
 from mmssl.adapters.spectrogram import LogMel, SpectrogramPatches
-from mmssl.adapters.video import VideoTubelets
+from mmssl.adapters.stack import StackedFrames, StackedPatches
+from mmssl.adapters.video import VideoPixels, VideoTubelets
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.vit import ViT, ViTSettings
@@ -30,7 +31,18 @@ class EncoderSettings(ViTSettings):
 def build_adapter(spec: Spec, width: int) -> Adapter:
     if isinstance(spec, ImageSpec):
         return ImagePatches(spec, width)
-    return SpectrogramPatches(spec, width) if isinstance(spec, AudioSpec) else VideoTubelets(spec, width)
+    if isinstance(spec, AudioSpec):
+        return SpectrogramPatches(spec, width)
+    return VideoTubelets(spec, width) if spec.stack == "none" else StackedPatches(spec, width)
+
+
+def build_front(spec: Spec) -> Front:
+    """What an encoder without patches starts with."""
+    if isinstance(spec, ImageSpec):
+        return ImagePixels(spec)
+    if isinstance(spec, AudioSpec):
+        return LogMel(spec)
+    return VideoPixels(spec) if spec.stack == "none" else StackedFrames(spec)
 
 
 def build_encoder(spec: Spec, settings: EncoderSettings, init: str | None = None) -> Encoder:
@@ -50,8 +62,4 @@ def build_encoder(spec: Spec, settings: EncoderSettings, init: str | None = None
     if settings.arch == "vit":
         plain = ViTSettings(**{field.name: getattr(settings, field.name) for field in fields(ViTSettings)})
         return ViT(build_adapter(spec, settings.width), plain)
-    if isinstance(spec, ImageSpec):
-        return ConvEncoder(ImagePixels(spec), settings.arch, settings.stem, settings.output_stride)
-    if isinstance(spec, AudioSpec):
-        return ConvEncoder(LogMel(spec), settings.arch, settings.stem, settings.output_stride)
-    raise UserError(f"--encoder.arch {settings.arch} takes no clips: choose --encoder.arch vit.")
+    return ConvEncoder(build_front(spec), settings.arch, settings.stem, settings.output_stride)

@@ -15,9 +15,8 @@ import mmssl
 from mmssl.adapters.base import Adapter
 from mmssl.adapters.image import ImagePixels
 from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec
-from mmssl.adapters.spectrogram import LogMel
 from mmssl.encoders.base import Encoder
-from mmssl.encoders.build import build_adapter
+from mmssl.encoders.build import build_adapter, build_front
 from mmssl.encoders.conv import BLOCKS, WIDTHS, ConvEncoder
 from mmssl.encoders.dense import DenseEncoder, DenseSettings
 from mmssl.encoders.headed import HeadedEncoder, HeadSettings, build_head
@@ -247,8 +246,7 @@ def from_facts(facts: dict[str, Any], folder: Path) -> Encoder:
         trunk = from_facts(facts["trunk"], folder)
         return HeadedEncoder(trunk, build_head(trunk, HeadSettings(**facts["head"])))
     if facts["encoder"] == "ConvEncoder":
-        front = LogMel(spec) if isinstance(spec, AudioSpec) else ImagePixels(spec)  # type: ignore[arg-type]
-        return ConvEncoder(front, facts["arch"], facts["stem"], facts.get("output_stride"))
+        return ConvEncoder(build_front(spec), facts["arch"], facts["stem"], facts.get("output_stride"))
     settings = _settings_from_facts(facts, folder)
     return ViT(build_adapter(spec, settings.width), settings)
 

@@ -8,6 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from mmssl.adapters.base import Front
+from mmssl.adapters.specs import VideoSpec
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
 from mmssl.types import Encoded
@@ -26,10 +27,11 @@ WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
 
 
 class ConvEncoder(Encoder):
-    """A ResNet over images [B,3,H,W], or over log-mel spectrograms of waveforms [B,S].
+    """A ResNet over images [B,3,H,W], clips [B,T,3,H,W] stacked into one picture, or log-mel spectrograms of waveforms
+    [B,S].
 
     Args:
-        front: ImagePixels(spec) or LogMel(spec); decides the modality and the input channels.
+        front: ImagePixels, StackedFrames or LogMel; decides the modality and the input channels.
         arch: a ResNet of torchvision.
         stem: 'imagenet' (7x7 stride 2, max pooling) or 'cifar' (3x3 stride 1, no pooling; SimCLR, appendix B.9) for
             images of about 32 pixels.
@@ -38,7 +40,7 @@ class ConvEncoder(Encoder):
             None for the architecture's own.
 
     Raises:
-        UserError: an unknown architecture or stem, a stride that it cannot have, or a front for clips.
+        UserError: an unknown architecture or stem, a stride that it cannot have, or a front for unstacked clips.
     """
 
     pooling = "mean"
@@ -55,8 +57,11 @@ class ConvEncoder(Encoder):
             raise UserError(f"There is no architecture '{arch}': choose one of {', '.join(BLOCKS)}.")
         if stem not in ("imagenet", "cifar"):
             raise UserError(f"There is no stem '{stem}': choose 'imagenet' or 'cifar'.")
-        if front.spec.modality == "video":
-            raise UserError("ConvEncoder has 2-D convolutions and takes images or audio: choose a ViT for clips.")
+        if isinstance(front.spec, VideoSpec) and front.spec.stack == "none":
+            raise UserError(
+                "ConvEncoder has 2-D convolutions and takes images, audio or stacked clips: choose a ViT for clips, or "
+                "a stack of their frames or differences."
+            )
         own = OWN_STRIDE[stem]
         if output_stride not in (None, own, own // 2, own // 4, own // 8):
             raise UserError(

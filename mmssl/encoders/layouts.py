@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmssl.adapters.specs import AudioSpec
+from mmssl.adapters.specs import AudioSpec, VideoSpec
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import OWN_STRIDE, ConvEncoder
 from mmssl.encoders.dense import DenseEncoder
@@ -160,7 +160,7 @@ def layout_of(encoder: Encoder) -> Layout:
         if encoder.stem != "imagenet":
             return _ours(encoder, f"transformers' ResNetModel has no '{encoder.stem}' stem")
         if spec.modality != "image":
-            return _ours(encoder, "transformers has no ResNet over spectrograms")
+            return _ours(encoder, f"transformers' ResNetModel takes images, and this encoder {spec.modality}")
         if encoder.output_stride != OWN_STRIDE["imagenet"]:
             return _ours(
                 encoder,
@@ -169,6 +169,8 @@ def layout_of(encoder: Encoder) -> Layout:
             )
         return RESNET_MODEL
     assert isinstance(encoder, ViT)
+    if isinstance(spec, VideoSpec) and spec.stack != "none":
+        return _ours(encoder, f"transformers has no model over clips as a stack of {spec.stack}")
     settings, modality = encoder.settings, spec.modality
     if settings.layer_scale is not None:
         return _ours(encoder, "layer scale has no place in the ViT, I-JEPA, VideoMAE, ViViT, V-JEPA 2 and AST layouts")

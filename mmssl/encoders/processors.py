@@ -43,7 +43,8 @@ def processor_config(spec: Spec, layout: Layout) -> dict[str, Any]:
         "image_std": list(spec.std),
         "do_convert_rgb": True,
     }
-    if spec.colour != "rgb":  # the encoder makes its own of RGB in [0,1]
+    stacked = isinstance(spec, VideoSpec) and spec.stack != "none"
+    if spec.colour != "rgb" or stacked:  # the encoder makes its own of RGB in [0,1]
         picture["do_normalize"] = False
     if isinstance(spec, ImageSpec):
         # Not ViTImageProcessor: that one squeezes the picture into a square instead of cutting its centre.
