@@ -55,7 +55,7 @@ def build_index(
 
 
 @contextmanager
-def show_progress(console: Console) -> Iterator[Report]:
+def show_progress(console: Console, doing: str = "verifying", done_so: str = "verified") -> Iterator[Report]:
     """A bar on a terminal, plain lines elsewhere."""
     if not console.is_terminal:
         last = 0.0
@@ -64,11 +64,11 @@ def show_progress(console: Console) -> Iterator[Report]:
             nonlocal last
             if time.monotonic() - last > PLAIN_SECONDS:
                 last = time.monotonic()
-                print(f"verified {done} of {total} files, {bad} with a problem", file=sys.stderr, flush=True)
+                print(f"{done_so} {done} of {total} files, {bad} with a problem", file=sys.stderr, flush=True)
 
         yield line
         return
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[bad]}"))
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[bad]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("", total=None, bad="")
 

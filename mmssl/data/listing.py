@@ -134,7 +134,7 @@ def list_media(root: Path, kind: str | None = None) -> Listing:
     records: list[Record] = []
     ignored: Counter[str] = Counter()
     overrides: dict[str, tuple[str | None, str | None]] = {}
-    for path in _walk(root):
+    for path in walk(root):
         name = path.relative_to(root).as_posix()
         if path.name.lower() in METADATA_NAMES:
             folder = PurePosixPath(name).parent
@@ -172,7 +172,7 @@ def _unreadable(error: OSError) -> UserError:
     )
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk(root: Path) -> Iterator[Path]:
     """Files below `root` in sorted order; links are followed, each folder once."""
 
     def stop(error: OSError) -> None:

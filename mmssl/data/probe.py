@@ -6,19 +6,14 @@ torch is not imported, which keeps the start of a child below half a second.
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import re
-import signal
-import sys
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmssl.data.children import serve
 from mmssl.data.media import Media, Record, UnreadableMedia, motion_step
 
 Facts = dict[str, Any]
@@ -71,12 +66,17 @@ def probe(media: Media, tell: Callable[[Facts], None]) -> None:
             tell(facts)
             if samples:
                 tell({"backend": "decord" if decord_agrees(media, samples) else "pyav"})
-    except (PermissionError, FileNotFoundError) as error:
-        tell({"problem": f"cannot be opened: {error.strerror}", "keep": False})
-    except UnreadableMedia as error:
-        tell({"problem": _what_it_is(media) or str(error)})
     except Exception as error:  # every library raises its own classes
-        tell({"problem": _what_it_is(media) or f"cannot be decoded as {FORMATS[kind]}: {_reason(error)}"})
+        tell(verdict(media, error))
+
+
+def verdict(media: Media, error: Exception) -> Facts:
+    """Why the file cannot be used, from what reading it raised."""
+    if isinstance(error, PermissionError | FileNotFoundError):
+        return {"problem": f"cannot be opened: {error.strerror}", "keep": False}
+    if isinstance(error, UnreadableMedia):
+        return {"problem": what_it_is(media) or str(error)}
+    return {"problem": what_it_is(media) or f"cannot be decoded as {FORMATS[media.record.kind]}: {reason(error)}"}
 
 
 def probe_image(media: Media) -> Facts:
@@ -101,7 +101,7 @@ def probe_audio(media: Media) -> Facts:
                 while block := len(file.read(SOUND_BLOCK, dtype="float32", always_2d=True)):
                     frames += block
             except soundfile.LibsndfileError as error:
-                stopped = _reason(error)
+                stopped = reason(error)
     except soundfile.LibsndfileError:
         return _probe_sound_track(media)
     facts = _facts(frames=frames, rate=float(rate), channels=channels, duration=frames / rate, backend="soundfile")
@@ -130,8 +130,8 @@ def _probe_sound_track(media: Media) -> Facts:
     with media.open() as stream, av.open(stream, metadata_errors="ignore") as container:
         if not container.streams.audio:
             raise UnreadableMedia("no sound: no audio stream")
-        damage = _Damage()
-        for frame in _decode(container, container.streams.audio[0], damage):
+        damage = Damage()
+        for frame in decode_on(container, container.streams.audio[0], damage):
             frames += frame.samples
             rate, channels = frame.sample_rate, frame.layout.nb_channels
             damage.decoded = frames
@@ -148,30 +148,23 @@ def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:
     import av
 
     container: Any
-    count, last = 0, None
+    last = None
     times: list[float] = []
     samples: dict[int, Any] = {}
     with media.open() as stream, av.open(stream, metadata_errors="ignore") as container:
-        if container.format.name.endswith("_pipe") or container.format.name in ("image2", "tty"):
-            raise UnreadableMedia(f"not a video: its content is {container.format.long_name}")
-        videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not videos:
-            raise UnreadableMedia("not a video: no video stream" + (", only sound" if container.streams.audio else ""))
-        average = float(videos[0].average_rate or 0)
-        promised = videos[0].frames
-        damage, motion = _Damage(), _Motion()
-        for frame in _decode(container, videos[0], damage):
-            if frame.is_corrupt:
-                damage.corrupt(count)
+        video = video_stream(container)
+        average = float(video.average_rate or 0)
+        promised = video.frames
+        damage, motion = Damage(), _Motion()
+        for count, frame in enumerate(video_frames(container, video, damage)):
             if count & (count - 1) == 0:  # 0, 1, 2, 4, ...: ends as the first frame and one far from both ends
                 samples = {index: kept for index, kept in samples.items() if index == 0} | {count: frame}
             if frame.time is not None:
                 times.append(frame.time)
             motion.add(frame)
             last = frame
-            count += 1
-            damage.decoded = count
-    if count == 0 or last is None:
+    count = damage.decoded
+    if last is None:
         return {"problem": f"no frame can be decoded (the header promises {promised})"}, {}
     samples[count - 1] = last
     quarter_turns = round(last.rotation / 90) % 4
@@ -184,6 +177,27 @@ def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:
     if quarter_turns or facts["problem"] is not None:
         return facts, {}
     return facts, {index: frame.to_ndarray(format="rgb24") for index, frame in samples.items()}
+
+
+def video_stream(container: Any) -> Any:
+    """The first video stream that is no cover picture. Raises UnreadableMedia saying what the file is instead."""
+    import av
+
+    if container.format.name.endswith("_pipe") or container.format.name in ("image2", "tty"):
+        raise UnreadableMedia(f"not a video: its content is {container.format.long_name}")
+    videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not videos:
+        raise UnreadableMedia("not a video: no video stream" + (", only sound" if container.streams.audio else ""))
+    return videos[0]
+
+
+def video_frames(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
+    """All frames that are shown and can be decoded; what is wrong with them is noted in `damage`."""
+    for count, frame in enumerate(decode_on(container, stream, damage)):
+        if frame.is_corrupt:
+            damage.corrupt(count)
+        damage.decoded = count + 1
+        yield frame
 
 
 def decord_agrees(media: Media, samples: dict[int, np.ndarray]) -> bool:
@@ -207,7 +221,7 @@ def decord_agrees(media: Media, samples: dict[int, np.ndarray]) -> bool:
     return True
 
 
-class _Damage:
+class Damage:
     """What went wrong while a stream was decoded on beyond its damage."""
 
     def __init__(self) -> None:
@@ -253,7 +267,7 @@ class _Motion:
         return [round(step, 3) for step in moved.tolist()]
 
 
-def _decode(container: Any, stream: Any, damage: _Damage) -> Any:
+def decode_on(container: Any, stream: Any, damage: Damage) -> Any:
     """All frames that can be decoded; errors are noted and stepped over."""
     import av
 
@@ -294,7 +308,7 @@ def _facts(**columns: Any) -> Facts:
     return {"width": None, "height": None, "duration": None, "rate": None, "problem": None} | columns
 
 
-def _what_it_is(media: Media) -> str | None:
+def what_it_is(media: Media) -> str | None:
     """`wrong extension: ...` where the first bytes are those of another kind of file than its extension says."""
     with media.open() as file:
         head = file.read(16)
@@ -306,7 +320,7 @@ def _what_it_is(media: Media) -> str | None:
     return None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """One line without the file's name, which stands beside it; FFmpeg's own log says more than its error codes."""
     import av
 
@@ -318,26 +332,10 @@ def _reason(error: Exception) -> str:
 
 
 def main() -> None:
-    """Read a JSON job a line from stdin, answer with JSON lines on the original stdout until the parent closes it."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native libraries print
-    os.dup2(1, 2)
-    warnings.simplefilter("ignore")
     import av
 
     av.logging.set_level(av.logging.ERROR)  # kept with the exception that follows
-
-    def tell(facts: Facts) -> None:
-        answers.write(json.dumps(facts) + "\n")
-
-    tell({"ready": True})
-    for line in sys.stdin:
-        job = json.loads(line)
-        # If the parent is gone, nobody kills a hanging child; SIGALRM's default action does, whoever holds the lock.
-        signal.alarm(math.ceil(job["limit"]) + 10)
-        probe(Media(Record(**job["record"]), Path(job["root"])), tell)
-        tell({"done": True})
-        signal.alarm(0)
+    serve(lambda job, tell: probe(Media(Record(**job["record"]), Path(job["root"])), tell))
 
 
 if __name__ == "__main__":

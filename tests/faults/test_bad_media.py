@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmssl.data import verify as verify_module
+from mmssl.data import children
 from mmssl.data.audio import read_audio
 from mmssl.data.images import decode_image
 from mmssl.data.index import Index
@@ -224,16 +224,16 @@ def test_a_file_that_takes_too_long_costs_only_itself(tmp_path: Path, monkeypatc
     """The child that verifies is stopped (as a hang is seen from outside), killed at the limit, and replaced."""
     for number in range(4):
         make_image(tmp_path / "d" / f"{number}.png")
-    real = verify_module._Child.begin
+    real = children.Child.begin
 
-    def begin(child: Any, number: int, record: Any, timeout: float) -> None:
-        real(child, number, record, timeout)
-        if record.id == "1.png" and timeout == 2:
+    def begin(child: Any, job: Any) -> None:
+        real(child, job)
+        if job.content["record"]["id"] == "1.png" and job.limit < 3:
             os.kill(child._process.pid, signal.SIGSTOP)
             child._ready = True
             child._start_clock()
 
-    monkeypatch.setattr(verify_module._Child, "begin", begin)
+    monkeypatch.setattr(children.Child, "begin", begin)
     began = time.monotonic()
     found = verdicts(tmp_path / "d", "image", tmp_path / "cache", timeout=2)
     assert 2 <= time.monotonic() - began < 15
@@ -250,16 +250,16 @@ def test_a_file_that_takes_too_long_costs_only_itself(tmp_path: Path, monkeypatc
 def test_a_crash_of_the_decoder_costs_only_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         make_image(tmp_path / "d" / f"{number}.png")
-    real = verify_module._Child.begin
+    real = children.Child.begin
 
-    def begin(child: Any, number: int, record: Any, timeout: float) -> None:
-        if record.id == "1.png":
+    def begin(child: Any, job: Any) -> None:
+        if job.content["record"]["id"] == "1.png":
             os.kill(child._process.pid, signal.SIGSEGV)
             child._process.wait()
-        real(child, number, record, timeout)
+        real(child, job)
 
     with monkeypatch.context() as patched:
-        patched.setattr(verify_module._Child, "begin", begin)
+        patched.setattr(children.Child, "begin", begin)
         found = verdicts(tmp_path / "d", "image", tmp_path / "cache")
     problems = [media.record.problem for media in found.values()]
     assert problems == [None, "the decoder crashed (signal SIGSEGV)", None, None]
@@ -270,13 +270,13 @@ def test_a_crash_of_the_decoder_costs_only_its_file(tmp_path: Path, monkeypatch:
 def test_a_hang_in_decord_leaves_the_file_to_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child is stopped after PyAV's verdict on a file that decord reads well: the verdict stands, with PyAV."""
     make_video(tmp_path / "d" / "a.mp4", 40)
-    monkeypatch.setattr(verify_module, "DECORD_SECONDS", 1.0)
-    real = verify_module._Child._start_clock
+    monkeypatch.setattr(children, "GRACE_SECONDS", 1.0)
+    real = children.Child._start_clock
     stopped = threading.Event()
 
     def stop_when_pyav_is_through(child: Any) -> None:
         real(child)
-        if child._ready and child.record is not None:
+        if child._ready and child.job is not None:
             # Let PyAV finish; what it said waits in the pipe and is read although the child is stopped.
             code = f"/proc/{child._process.pid}/maps"
             deadline = time.monotonic() + 20
@@ -285,7 +285,7 @@ def test_a_hang_in_decord_leaves_the_file_to_pyav(tmp_path: Path, monkeypatch: p
             os.kill(child._process.pid, signal.SIGSTOP)
             stopped.set()
 
-    monkeypatch.setattr(verify_module._Child, "_start_clock", stop_when_pyav_is_through)
+    monkeypatch.setattr(children.Child, "_start_clock", stop_when_pyav_is_through)
     media = verdicts(tmp_path / "d", "video", tmp_path / "cache")["a.mp4"]
     assert stopped.is_set()
     assert (media.record.frames, media.record.backend, media.record.problem) == (40, "pyav", None)
