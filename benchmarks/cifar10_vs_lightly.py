@@ -61,7 +61,7 @@ def train_ours(method: str, data: Path, out: Path, seed: int, args: argparse.Nam
         encoder=recipe.EncoderSettings(arch="resnet18", stem=args.stem),
         blur=0.0,
         scale=(0.08, 1.0),
-        norm_group=None if method == "simclr" else args.batch,  # one batch norm over the batch, as theirs
+        norm_group=None if method == "simclr" else 32,  # MoCo's: the paper's; theirs normalises over the batch
         epochs=args.epochs,
         batch_size=args.batch,
         optimizer="sgd",
