@@ -69,6 +69,7 @@ EVALUATIONS = {
     "knn": "mmssl.evaluation.command:KnnSettings",
     "linear": "mmssl.evaluation.command:LinearSettings",
     "alignment": "mmssl.evaluation.alignment:AlignmentSettings",
+    "propagation": "mmssl.evaluation.tracking:PropagationSettings",
 }
 """Name -> settings class with a method `run()`; a new evaluation is one file and one line here."""
 

@@ -1,0 +1,352 @@
+"""`mmssl evaluate propagation`: the first frame's masks or key points carried through each video by an encoder.
+
+Beside the encoder stand, on the same frames, grid and protocol: the first labels copied to every frame (what a still
+camera and a still object would give), the raw Lab values of each cell, and the same encoder untrained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.conv import ConvEncoder
+from mmssl.errors import UserError
+from mmssl.evaluation.command import versions
+from mmssl.evaluation.dense import DenseFeatures, lab_patches
+from mmssl.evaluation.keypoints import joint_tracks
+from mmssl.evaluation.masks import davis_tracks
+from mmssl.evaluation.metrics import mean_interval
+from mmssl.evaluation.overlay import STRIP_FRAMES, Film, save_mask, save_strip, thumbnail
+from mmssl.evaluation.propagation import PROTOCOLS, Propagation, Protocol, check_protocol, input_size
+from mmssl.evaluation.subject import describe, evaluating, pick_device, untrained
+from mmssl.evaluation.track_scores import pck, recall_and_decay
+from mmssl.evaluation.tracks import Track, to_tensor
+from mmssl.files import write_json, writing
+
+TRAINED, LAB, COPIED = "trained", "Lab patches", "first labels copied"
+
+
+@dataclass(kw_only=True)
+class PropagationSettings:
+    """Carry the first frame's masks or key points through each video (DAVIS, JHMDB) by the likeness of features."""
+
+    encoder: str
+    """Folder of a run's encoder, or a Hub id."""
+    data: Path
+    """Folder in the layout of DAVIS (JPEGImages, Annotations, ImageSets), or with key points (Frames, Keypoints)."""
+    out: Path
+    """JSON file for all figures and settings; films and strips go into a folder of its name beside it."""
+    protocol: Literal["dino", "crw"] = "dino"
+    """The published evaluation whose numbers are used; every option below replaces one of them."""
+    split: str = "val"
+    """List of videos under ImageSets, such as val or 2016/val; 'all' takes every folder."""
+    resolution: str = ""
+    """Folder under JPEGImages and Annotations; the only one, or 480p, if not given."""
+    videos: tuple[str, ...] = ()
+    """Only these videos of the split."""
+    size: int | None = None
+    """Short side of the frames that the encoder sees; 0 keeps their size."""
+    multiple: int | None = None
+    """The long side is cut down to a multiple of this."""
+    layer: int | None = None
+    """Block or stage whose output is compared; 0 is the encoder's output."""
+    previous: int | None = None
+    """Context frames right before the current one, besides the first frame of the video."""
+    top_k: int | None = None
+    """Context cells that a cell takes its label from."""
+    temperature: float | None = None
+    """T of the weights exp(cosine / T)."""
+    radius: float | None = None
+    """How far away, in cells, a context cell may lie; 0 is no limit."""
+    window: Literal["square", "disc"] | None = None
+    """Shape of that limit."""
+    restrict_first: bool | None = None
+    """Whether the limit also holds for the first frame."""
+    repeat_first: bool | None = None
+    """Whether copies of the first frame stand for context frames before it."""
+    reduce: Literal["nearest", "bilinear"] | None = None
+    """How the first mask becomes labels of the grid."""
+    normalise: bool | None = None
+    """Whether every enlarged label channel is stretched to [0,1]."""
+    argmax: Literal["input", "mask"] | None = None
+    """Size at which the label of a pixel is decided: the encoder's input, or the mask."""
+    seed: int = 0
+    """Of the untrained encoder."""
+    seeds: int = 1
+    """Untrained encoders to compare with, at seeds seed, seed+1, ...; 0 leaves them out."""
+    pictures: bool = True
+    """Write a film and a strip a video."""
+    save_masks: bool = False
+    """Also write the masks as PNG files, as DAVIS's own scorer reads them."""
+    device: str = "auto"
+    """'auto' takes a GPU where one is at hand; else a torch device such as 'cpu' or 'cuda:1'."""
+
+    def numbers(self, convolutional: bool) -> Protocol:
+        """The protocol with what was replaced. Raises UserError for numbers that make no propagation."""
+        preset = PROTOCOLS[self.protocol]
+        if not convolutional:
+            preset = dataclasses.replace(preset, layer=0)  # both protocols take a transformer's last block
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Protocol)}
+        protocol = dataclasses.replace(preset, **{name: value for name, value in given.items() if value is not None})
+        check_protocol(protocol)
+        return protocol
+
+    def run(self) -> dict[str, Any]:
+        return run_propagation(self)
+
+
+def run_propagation(settings: PropagationSettings) -> dict[str, Any]:
+    """Evaluate as the command line does: print the table, write the JSON file and the pictures; returns the figures.
+
+    Raises:
+        UserError: data that do not fit together, an encoder without dense features, or options without a meaning.
+    """
+    if settings.out.is_dir() or not settings.out.suffix:
+        raise UserError(f"--out {settings.out} has to be a JSON file, such as {settings.out.with_suffix('.json')}.")
+    if settings.seeds < 0:
+        raise UserError(f"--seeds is {settings.seeds}: give 0 or more.")
+    tracks = open_tracks(settings.data, settings.split, settings.resolution, settings.videos)
+    encoder = Encoder.from_pretrained(settings.encoder)
+    folder = settings.out.with_suffix("")
+    with writing(folder):
+        (folder if settings.pictures or settings.save_masks else folder.parent).mkdir(parents=True, exist_ok=True)
+    result = evaluate(encoder, tracks, settings, folder)
+    write_json(settings.out, result)
+    print_result(result)
+    print(f"All figures: {settings.out}" + (f"; films and strips: {folder}" if settings.pictures else ""))
+    return result
+
+
+def open_tracks(data: Path, split: str = "val", resolution: str = "", videos: Sequence[str] = ()) -> list[Track]:
+    """The videos of a folder, with masks or with key points.
+
+    Raises:
+        UserError: a folder of neither layout, a list or a video that it does not have, or files that do not fit.
+    """
+    if (data / "Annotations").is_dir():
+        tracks: Sequence[Track] = davis_tracks(data, split, resolution)
+    elif (data / "Keypoints").is_dir():
+        tracks = joint_tracks(data, split)
+    else:
+        raise UserError(
+            f"--data {data} has neither Annotations/ (masks, the layout of DAVIS) nor Keypoints/: `python "
+            "datasets/davis2017.py --help` and datasets/jhmdb.py say what is expected."
+        )
+    absent = sorted(set(videos) - {track.name for track in tracks})
+    if absent:
+        raise UserError(f"--videos {' '.join(absent)}: the split '{split}' of {data} has no such video.")
+    return [track for track in tracks if not videos or track.name in videos]
+
+
+@torch.no_grad()
+def evaluate(
+    encoder: Encoder, tracks: Sequence[Track], settings: PropagationSettings, folder: Path | None = None
+) -> dict[str, Any]:
+    """All figures: the encoder, its untrained twins, Lab patches and the first labels copied, on the same videos.
+
+    Args:
+        folder: where films, strips and masks go; None writes none.
+    """
+    begin = time.monotonic()
+    device = pick_device(settings.device)
+    protocol = settings.numbers(convolutional=isinstance(encoder, ConvEncoder))
+    twins = {
+        f"untrained (seed {seed})": untrained(encoder, seed)
+        for seed in range(settings.seed, settings.seed + settings.seeds)
+    }
+    features = {name: DenseFeatures(e.to(device), protocol.layer) for name, e in {TRAINED: encoder, **twins}.items()}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in (*features, LAB, COPIED)}
+    videos = []
+    with ExitStack() as modes:
+        for subject in features.values():
+            modes.enter_context(evaluating(subject.encoder))
+        for number, track in enumerate(tracks, 1):
+            print(f"{number}/{len(tracks)} {track.name}: {len(track.frames)} frames", file=sys.stderr, flush=True)
+            found, facts = follow(track, features, protocol, device, settings, folder)
+            videos.append(facts)
+            for name, values in found.items():
+                scores[name].append(values)
+    masks = scores[COPIED][0].ndim == 3
+    summary: Callable[[Sequence[Track], list[np.ndarray]], dict[str, Any]] = mask_summary if masks else joint_summary
+    figures = {name: summary(tracks, values) for name, values in scores.items()}
+    compared = {
+        name: {**found, "difference": gain(figures[TRAINED], found)}
+        for name, found in figures.items()
+        if name != TRAINED
+    }
+    untrained_figures = [{"seed": settings.seed + i, **compared[name]} for i, name in enumerate(twins)]
+    return {
+        "evaluation": "propagation",
+        "task": "segmentation" if masks else "key points",
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()},
+        "protocol": {"name": settings.protocol, **dataclasses.asdict(protocol)},
+        "encoder": describe(encoder, settings.encoder),
+        "data": {"path": str(settings.data), "split": settings.split, "videos": videos},
+        "trained": figures[TRAINED],
+        "untrained": untrained_figures[0] if twins else None,
+        "further_untrained": untrained_figures[1:],
+        "baselines": {name: compared[name] for name in (LAB, COPIED)},
+        "versions": versions(),
+        "device": str(device),
+        "seconds": round(time.monotonic() - begin, 3),
+    }
+
+
+def follow(
+    track: Track,
+    features: dict[str, DenseFeatures],
+    protocol: Protocol,
+    device: torch.device,
+    settings: PropagationSettings,
+    folder: Path | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """One video, frame by frame: the scores by subject, float [scored frames, objects or joints, ...], and its facts.
+
+    Only the context frames are held, and of the pictures six small ones a subject.
+    """
+    height, width = track.frame(0).shape[:2]
+    size = input_size(height, width, protocol, features[TRAINED].patch)
+    names = (*features, LAB, COPIED)
+    states: dict[str, Propagation] = {}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    strip = set(np.linspace(0, len(track.frames) - 1, STRIP_FRAMES).round().astype(int).tolist())
+    cells: dict[str, list[np.ndarray]] = {name: [] for name in ("truth", *names)}
+    start = track.truth(0)
+    assert start is not None
+    draw = folder is not None and settings.pictures
+    with ExitStack() as open_files:
+        film = open_files.enter_context(Film(folder / f"{track.name}.mp4", height, width)) if folder and draw else None
+        for number in range(len(track.frames)):
+            picture = track.frame(number)
+            seen = dense(TF.resize(to_tensor(picture).contiguous(), list(size), antialias=True).to(device), features)
+            predicted = {COPIED: start}
+            for name, map in seen.items():
+                if number == 0:
+                    labels = track.labels((map.shape[1], map.shape[2]), protocol).to(device)
+                    states[name] = Propagation(protocol, map, labels)
+                    predicted[name] = start
+                else:
+                    predicted[name] = track.decode(states[name].step(map), size, protocol)
+            truth = track.truth(number)
+            if truth is not None and number in track.scored:
+                for name, guess in predicted.items():
+                    scores[name].append(track.score(truth, guess))
+            if film:
+                film.add(track.draw(picture, predicted[TRAINED], truth))
+            if draw and number in strip:
+                cells["truth"].append(thumbnail(picture if truth is None else track.draw(picture, truth)))
+                for name in names:
+                    cells[name].append(thumbnail(track.draw(picture, predicted[name])))
+            if folder and settings.save_masks:
+                save_mask(folder / "masks" / track.name / f"{track.frames[number].stem}.png", predicted[TRAINED])
+    if folder and draw:
+        save_strip(folder / f"{track.name}.png", list(cells.items()))
+    facts = {
+        "name": track.name,
+        "frames": len(track.frames),
+        "scored": len(scores[COPIED]),
+        "frame": (height, width),
+        "input": size,
+        "grid": tuple(states[TRAINED].first.labels.shape[1:]),
+        "labels": track.names,
+    }
+    return {name: np.array(values) for name, values in scores.items()}, facts
+
+
+def dense(frame: Tensor, features: dict[str, DenseFeatures]) -> dict[str, Tensor]:
+    """Features [C,h,w] by subject of a frame uint8 [3,H,W]; Lab patches on the encoder's grid."""
+    seen = {name: subject(frame) for name, subject in features.items()}
+    _, h, w = seen[TRAINED].shape
+    return {**seen, LAB: lab_patches(frame, (h, w))}
+
+
+def mask_summary(tracks: Sequence[Track], scores: list[np.ndarray]) -> dict[str, Any]:
+    """J, F and J&F in [0,1] of scores [frames,objects,2] by video.
+
+    Frames are averaged to objects. `J`, `F` and `J&F` are means over ALL objects, as DAVIS's scorer has them, so a
+    video of many objects counts for more; `by_video` averages objects to videos first. One object a video: the same.
+    """
+    videos, rows = [], []
+    for track, values in zip(tracks, scores, strict=True):
+        objects = []
+        for number, name in enumerate(track.names):
+            (j, f), row = values[:, number].mean(0).tolist(), {"name": name}
+            (j_recall, j_decay), (f_recall, f_decay) = (recall_and_decay(values[:, number, i]) for i in (0, 1))
+            rows.append([j, f, j_recall, j_decay, f_recall, f_decay])
+            objects.append({**row, "J": j, "F": f, "J&F": (j + f) / 2})
+        j, f = values.mean((0, 1)).tolist()
+        videos.append({"name": track.name, "J": j, "F": f, "J&F": (j + f) / 2, "objects": objects})
+    mean = dict(zip(("J", "F", "J_recall", "J_decay", "F_recall", "F_decay"), np.mean(rows, 0).tolist(), strict=True))
+    both = {"J": mean.pop("J"), "F": mean.pop("F")}
+    return {
+        **both,
+        "J&F": (both["J"] + both["F"]) / 2,
+        **mean,
+        "by_video": {key: float(np.mean([video[key] for video in videos])) for key in ("J", "F", "J&F")},
+        "videos": videos,
+    }
+
+
+def joint_summary(tracks: Sequence[Track], scores: list[np.ndarray]) -> dict[str, Any]:
+    """PCK in [0,1] of errors [frames,J] by video: frames of all videos pooled, then the mean over joints (CRW)."""
+    videos = [{"name": track.name, **named(pck(errors))} for track, errors in zip(tracks, scores, strict=True)]
+    return {**named(pck(np.concatenate(scores))), "videos": videos}
+
+
+def named(shares: dict[str, float]) -> dict[str, float]:
+    return {f"PCK@{threshold}": share for threshold, share in shares.items()}
+
+
+def gain(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """How much better, by measure: the mean over videos, and its 95 % t interval where there are two or more."""
+    found: dict[str, Any] = {}
+    for key, value in figures["videos"][0].items():
+        if isinstance(value, float):
+            pairs = zip(figures["videos"], other["videos"], strict=True)
+            each = np.array([mine[key] - theirs[key] for mine, theirs in pairs])
+            found[key] = float(each.mean())
+            found[f"{key}_interval"] = mean_interval(each) if len(each) > 1 else None
+    return found
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The means of every subject, then the encoder's videos."""
+    console = Console()
+    keys = [key for key, value in result["trained"]["videos"][0].items() if isinstance(value, float)]
+    twins = [result["untrained"], *result["further_untrained"]] if result["untrained"] else []
+    rows = {TRAINED: result["trained"]}
+    rows |= {f"untrained (seed {twin['seed']})": twin for twin in twins} | result["baselines"]
+    count, main = len(result["data"]["videos"]), "J&F" if "J&F" in keys else keys[0]
+    table = Table(title=f"{result['task']} carried through {count} videos, protocol {result['protocol']['name']}")
+    for column in ("features", *keys, f"trained is better by ({main})"):
+        table.add_column(column, justify="left" if column == "features" else "right")
+    for name, figures in rows.items():
+        better, interval = (
+            figures.get("difference", {}).get(main),
+            figures.get("difference", {}).get(f"{main}_interval"),
+        )
+        text = "" if better is None else f"{100 * better:+.1f}"
+        if interval:
+            text += f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
+        table.add_row(name, *(f"{100 * figures[key]:.1f}" for key in keys), text)
+    console.print(table)
+    videos = Table(title="trained, by video")
+    for column in ("video", *keys, f"{main} of {COPIED}"):
+        videos.add_column(column, justify="left" if column == "video" else "right")
+    for mine, copied in zip(result["trained"]["videos"], result["baselines"][COPIED]["videos"], strict=True):
+        videos.add_row(mine["name"], *(f"{100 * mine[key]:.1f}" for key in keys), f"{100 * copied[main]:.1f}")
+    console.print(videos)
