@@ -42,6 +42,10 @@ TINY = {
     "video/simclr": [*CLIPS, *VIT, "--hidden", "32", "--out-width", "16"],
     "video/tcn": [*PICTURES, *VIT, "--encoder.arch", "vit", "--head.hidden", "32", "--instants", "4", "--window", "2"],
     "video/tcn_single": [*PICTURES, *VIT, "--encoder.arch", "vit", "--head.hidden", "32", "--frames", "8"],
+    "video/vjepa": [
+        *(*CLIPS, *VIT, "--interval", "0.08", "--predictor.width", "24", "--predictor.depth", "1"),
+        *("--predictor.heads", "2"),
+    ],
     "audio/mae": [*SOUNDS, *VIT, *DECODER],
     "audio/contrastive": [*SOUNDS, *VIT, "--out-width", "16"],
 }

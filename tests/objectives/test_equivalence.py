@@ -25,8 +25,9 @@ from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.objectives.base import Objective
 from mmssl.objectives.contrastive import Contrastive
+from mmssl.objectives.latent_prediction import LatentPrediction
 from mmssl.objectives.masked_autoencoder import MaskedAutoencoder
-from mmssl.objectives.masks import RandomMask, RunningCellMask, TubeMask
+from mmssl.objectives.masks import MultiBlockMask, RandomMask, RunningCellMask, TubeMask
 from mmssl.objectives.moco import MoCo
 from mmssl.types import Batch
 
@@ -57,6 +58,15 @@ def video_mae() -> Objective:
     )  # fmt: skip
 
 
+def v_jepa() -> Objective:
+    settings = ViTSettings(width=32, depth=1, heads=2, prefix=0, positions="rope3d")
+    encoder = ViT(VideoTubelets(VideoSpec(size=16, frames=4, patch=4), 32), settings)
+    masks = [MultiBlockMask(8, 0.15, 0.38), MultiBlockMask(2, 0.7, 0.19)]
+    return LatentPrediction(
+        encoder, masks=masks, predictor_width=24, predictor_depth=1, predictor_heads=2, momentum=0.9
+    )  # fmt: skip
+
+
 def cola() -> Objective:
     encoder = ViT(SpectrogramPatches(AUDIO, 32), ViTSettings(width=32, depth=1, heads=2))
     return Contrastive(encoder, layers=1, out=16, norm="none", similarity="bilinear", symmetric=False, temperature=1.0)
@@ -68,6 +78,7 @@ CASES: dict[str, Callable[[], Objective]] = {
     "simclr, vit, groups": lambda: Contrastive(vit(), hidden=32, out=16, norm_group=4),
     "simclr, conv, groups": lambda: Contrastive(SmallConv(), hidden=32, out=16, norm_group=4),
     "simclr, conv, global batch norm": lambda: Contrastive(SmallConv(), hidden=32, out=16, norm_group=None),
+    "v-jepa": v_jepa,
     "cola": cola,
     "moco, vit": lambda: MoCo(vit(), queue=16, momentum=0.9, hidden=32, out=16),
     "moco, conv, shuffled": lambda: MoCo(SmallConv(), queue=16, momentum=0.9, hidden=32, out=16, norm_group=2),

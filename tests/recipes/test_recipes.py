@@ -86,6 +86,7 @@ PAPERS = {
     "video/videomae_v2": ("adamw", 1e-3, 1024, 4096, 0.05, 0.9, 200),  # OpenGVLab/VideoMAEv2; 4 clips a file
     "video/mae_st": ("adamw", 1.6e-3, 1024, 512, 0.05, 0.9, 100),  # facebookresearch/mae_st, PRETRAIN.md; 4 clips
     "image/simmim": ("adamw", 1e-4, 512, 2048, 0.05, 0.9, 800),  # microsoft/SimMIM, configs/vit_base__800ep
+    "video/vjepa": ("adamw", 5.25e-4, 3072, 3072, 0.04, 0.9, 33),  # facebookresearch/vjepa2, configs/train
     "audio/mae": ("adamw", 2e-4, 256, 512, 1e-4, 0.9, 33),  # facebookresearch/AudioMAE
 }
 
@@ -103,7 +104,13 @@ def test_defaults_are_the_papers(recipe: str) -> None:
 def test_defaults_build(media: dict[str, Path]) -> None:
     """The papers' models have the papers' sizes: ViT-B's 86 million parameters, ViT-L's 304, ResNet-50's 23.5 without
     its classifier."""
-    sizes = {"image/mae": 85.8, "image/moco_v2": 23.5, "video/videomae": 86.2, "video/mae_st": 303.9}
+    sizes = {
+        "image/mae": 85.8,
+        "image/moco_v2": 23.5,
+        "video/videomae": 86.2,
+        "video/mae_st": 303.9,
+        "video/vjepa": 303.9,
+    }
     for recipe, millions in sizes.items():
         module = load_recipe(recipe)
         with torch.device("meta"):
