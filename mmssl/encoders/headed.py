@@ -22,8 +22,9 @@ class HeadSettings:
     """Of a head; a new kind is a class here and its name in `build_head`."""
 
     kind: Literal["auto", "spatial_softmax", "pooled"] = "auto"
-    """'spatial_softmax' reads the feature map of a convolutional net, 'pooled' the pooled features of any encoder;
-    'auto' takes the first where there is a feature map."""
+    """'spatial_softmax' reads where things are on the feature map of a convolutional net, or on the grid of a ViT's
+    tokens; 'pooled' reads the pooled features of any encoder; 'auto' is the first for convolutional nets, else the
+    second."""
     out: int = 32
     """Width of the embedding."""
     hidden: int = 2048
@@ -82,8 +83,12 @@ class SpatialSoftmaxHead(Head):
         )
 
     def read(self, encoded: Encoded) -> Tensor:
-        assert encoded.feature_map is not None
-        return spatial_softmax(self.maps(encoded.feature_map))
+        maps = encoded.feature_map
+        if maps is None:
+            assert encoded.tokens is not None
+            assert encoded.grid is not None
+            maps = encoded.tokens.transpose(1, 2).unflatten(2, encoded.grid[1:])  # [B,D,H,W]
+        return spatial_softmax(self.maps(maps))
 
 
 class PooledHead(Head):
@@ -100,21 +105,20 @@ def build_head(trunk: Encoder, settings: HeadSettings) -> Head:
     """A new head for `trunk`; its `settings.kind` is never 'auto'.
 
     Raises:
-        UserError: a spatial softmax on an encoder without feature maps, or with a map of one place.
+        UserError: a spatial softmax on clips or sounds, or on a map of one place.
     """
     kind = settings.kind
     if kind == "auto":
         kind = "spatial_softmax" if isinstance(trunk, ConvEncoder) else "pooled"
     if kind == "spatial_softmax":
-        if not isinstance(trunk, ConvEncoder):
+        spec = trunk.spec
+        if not isinstance(spec, ImageSpec):
+            raise UserError(f"A spatial softmax reads maps of images, and this encoder takes {spec.modality}.")
+        cell = trunk.output_stride if isinstance(trunk, ConvEncoder) else spec.patch
+        if spec.size <= cell:
             raise UserError(
-                f"A spatial softmax needs feature maps, and {type(trunk).__name__} has none: choose --head.kind pooled,"
-                " or a ResNet."
-            )
-        if isinstance(trunk.spec, ImageSpec) and trunk.spec.size <= trunk.output_stride:
-            raise UserError(
-                f"The feature map of pictures of {trunk.spec.size} pixels is a single place, of which a spatial softmax"
-                " says nothing: raise --input.size, lower --encoder.output-stride, or choose --head.kind pooled."
+                f"The map of pictures of {spec.size} pixels is a single place, of which a spatial softmax says nothing:"
+                " raise --input.size, lower --encoder.output-stride, or choose --head.kind pooled."
             )
     settings = replace(settings, kind=kind)
     return SpatialSoftmaxHead(trunk.width, settings) if kind == "spatial_softmax" else PooledHead(trunk.width, settings)

@@ -66,7 +66,7 @@ class AlignmentSettings:
     out: Path
     """JSON file for all figures and settings; a strip of nearest frames is drawn beside it, as .png."""
     rate: float = 10.0
-    """Instants a second that are compared."""
+    """Instants a second that are compared; the rate of the slowest camera where that is lower."""
     seed: int = 0
     """Fixes the untrained encoder, the split (where the data has none) and the intervals."""
     seeds: int = 1
@@ -182,7 +182,9 @@ def read(
     for row in show(rows.tolist(), "sequences", len(rows)):
         media = source.media(row)
         start, end = media.span
-        times = start + np.arange(int((end - start) * settings.rate + 1e-6) + 1) / settings.rate
+        # No faster than the slowest camera: frames that are shown twice cannot be told apart.
+        rate = min([settings.rate, *(camera.media.record.rate or settings.rate for camera in media.cameras)])
+        times = start + np.arange(int((end - start) * rate + 1e-6) + 1) / rate
         try:
             yield row, embed(subjects, source.id(row), media, times, settings.batch_size, device)
         except (UnreadableMedia, OSError, ValueError) as error:
@@ -273,23 +275,22 @@ def regress_states(states: States, train: list[Sequence], test: list[Sequence], 
 def print_figures(result: dict[str, Any], console: Console | None = None) -> None:
     console = console or Console()
     figures, states, data = result["alignment"], result["states"], result["data"]
-    title = f"alignment error between views, {len(data['sequences'])} sequences, {sum(data['instants'])} instants"
-    table = Table(title=title)
-    for column in ("subject", "error", "95 %", "trained minus it", "95 %"):
-        table.add_column(column, justify="left" if column == "subject" else "right")
+    table = Table(title=f"alignment error, {len(data['sequences'])} sequences, {sum(data['instants'])} instants")
+    for column in ("subject", "error", "95 %", "trained minus it"):
+        table.add_column(column, justify="left" if column == "subject" else "right", no_wrap=True)
     for name, one in figures["subjects"].items():
         gain = figures["trained_minus"].get(name)
-        cells = ["", ""] if gain is None else [f"{gain['error']:+.3f}", "{:+.3f} to {:+.3f}".format(*gain["interval"])]
-        table.add_row(name, f"{one['error']:.3f}", "{:.3f} to {:.3f}".format(*one["interval"]), *cells)
-    table.add_row("random", f"{figures['random']:.3f}", "", "", "")
+        less = "" if gain is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(gain["error"], *gain["interval"])
+        table.add_row(name, f"{one['error']:.3f}", "{:.3f} to {:.3f}".format(*one["interval"]), less)
+    table.add_row("random", f"{figures['random']:.3f}", "", "")
     console.print(table)
     if states is not None:
         counts = states["sequences"]
-        table = Table(title=f"R2 of states on {counts['test']} held-out sequences (ridge on {counts['train']})")
-        table.add_column("subject")
-        for label in [*states["labels"], "mean"]:
-            table.add_column(label, justify="right")
-        for name, values in states["r2"].items():
-            cells = [f"{values[label]:.2f}" for label in states["labels"]]
-            table.add_row(name, *cells, f"{states['mean'][name]:.2f}")
+        table = Table(title=f"R2 of states, {counts['test']} held-out sequences (ridge on {counts['train']})")
+        table.add_column("label")
+        for name in states["r2"]:
+            table.add_column(name, justify="right")
+        for label in states["labels"]:
+            table.add_row(label, *(f"{values[label]:.2f}" for values in states["r2"].values()))
+        table.add_row("mean", *(f"{mean:.2f}" for mean in states["mean"].values()))
         console.print(table)

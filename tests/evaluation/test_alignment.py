@@ -167,10 +167,10 @@ def test_command(data: Path, encoder: Path, tmp_path: Path, capsys: pytest.Captu
 def test_a_split_by_seed_compares_every_sequence(encoder: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     root = make_cameras(tmp_path / "data", sequences=3)
-    settings = AlignmentSettings(encoder=str(encoder), data=str(root), out=tmp_path / "a.json", rate=5)
+    settings = AlignmentSettings(encoder=str(encoder), data=str(root), out=tmp_path / "a.json", rate=100)
     result = settings.run()
     assert result["data"]["split"] == "by seed"
-    assert len(result["data"]["sequences"]) == 3
+    assert result["data"]["instants"] == [42] * 3, "3.45 s at the 12 frames/s of the slower camera"
     assert result["states"]["sequences"] == {"train": 2, "test": 1}
 
 

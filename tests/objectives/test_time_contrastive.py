@@ -3,6 +3,7 @@ known, and who attracts and repels whom: no frame of the same instant of a seque
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -220,8 +221,9 @@ def test_objective_is_the_loss_of_its_embeddings(loss: str, negatives: str, name
 
 
 def test_every_parameter_takes_part() -> None:
-    for encoder, size in ((vit(), 16), (resnet(), 64)):
-        objective = TimeContrastive(encoder, SMALL)
+    maps = replace(SMALL, kind="spatial_softmax")
+    for encoder, head, size in ((vit(), SMALL, 16), (vit(), maps, 16), (resnet(), SMALL, 64)):
+        objective = TimeContrastive(encoder, head)
         objective(clips(2, 3, size)).loss.backward()
         assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
 
@@ -262,8 +264,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         TimeContrastive(clip, SMALL)
     with pytest.raises(UserError, match="far is at least near"):
         TimeContrastive(vit(), SMALL, near=0.5, far=0.4)
-    with pytest.raises(UserError, match="needs feature maps"):
-        TimeContrastive(vit(), HeadSettings(kind="spatial_softmax"))
+    with pytest.raises(UserError, match="reads maps of images"):
+        build_head(clip, HeadSettings(kind="spatial_softmax"))
     with pytest.raises(UserError, match="pictures of 32 pixels is a single place"):
         TimeContrastive(ConvEncoder(ImagePixels(ImageSpec(size=32)), "resnet18"), SMALL)
     with pytest.raises(UserError, match="1 or 2 views"):
