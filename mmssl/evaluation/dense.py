@@ -11,6 +11,8 @@ from torch import Tensor
 from mmssl.adapters.colour import rgb_to_lab
 from mmssl.adapters.specs import AudioSpec, VideoSpec
 from mmssl.encoders.base import Encoder, TokenEncoder
+from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.headed import HeadedEncoder
 from mmssl.errors import UserError
 from mmssl.types import Encoded
 
@@ -26,18 +28,28 @@ class DenseFeatures:
     - Convolutional nets over images: the feature map.
     - Encoders with a map a frame of a clip: the frame repeated over the clip, and the middle map (our choice).
 
+    Of an encoder with a head, whose embedding has no places, the trunk is taken.
+
     Args:
         layer: 0 for the output; k for the state after block k (of a transformer, before the final norm) or the map of
             stage k (of a ResNet: layer1 to layer4).
 
     Raises:
-        UserError: an encoder of sound, one without dense features, or a layer that it does not have.
+        UserError: an encoder of sound or of stacked clips, one without dense features, or a layer that it has not.
     """
 
     def __init__(self, encoder: Encoder, layer: int = 0) -> None:
         if isinstance(encoder.spec, AudioSpec):
             raise UserError("Label propagation needs an encoder of images or video, and this one takes sound.")
+        if isinstance(encoder.spec, VideoSpec) and encoder.spec.stack != "none":
+            raise UserError(
+                f"Label propagation needs features of one frame, and this encoder sees a clip as a stack "
+                f"({encoder.spec.stack}): give an encoder of images or of plain clips."
+            )
+        if isinstance(encoder, HeadedEncoder):
+            encoder = encoder.trunk
         self.encoder = encoder
+        self.convolutional = isinstance(encoder, ConvEncoder)
         self.layer = layer
         trunk = getattr(encoder, "trunk", encoder)
         self.patch = trunk.adapter.patch[-1] if isinstance(trunk, TokenEncoder) else 1
@@ -49,7 +61,7 @@ class DenseFeatures:
         encoded = self._encode(frame)
         out = encoded.tokens if encoded.tokens is not None else encoded.feature_map
         if out is None:
-            raise UserError(f"{type(self.encoder).__name__} gives neither tokens nor a feature map: give its trunk.")
+            raise UserError(f"{type(self.encoder).__name__} gives neither tokens nor a feature map.")
         if self.layer:
             states = encoded.hidden or ()
             if self.layer >= len(states):

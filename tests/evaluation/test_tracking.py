@@ -16,18 +16,21 @@ from mmssl.adapters.colour import rgb_to_lab
 from mmssl.adapters.image import ImagePatches, ImagePixels
 from mmssl.adapters.specs import AudioSpec, ImageSpec, VideoSpec
 from mmssl.adapters.spectrogram import LogMel
+from mmssl.adapters.stack import StackedFrames
 from mmssl.adapters.video import VideoTubelets
 from mmssl.cli import main
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.dense import DenseEncoder, DenseSettings
+from mmssl.encoders.headed import HeadedEncoder, HeadSettings, build_head
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
 from mmssl.evaluation.dense import DenseFeatures, lab_patches
 from mmssl.evaluation.masks import davis_tracks, read_mask, stretch
 from mmssl.evaluation.propagation import PROTOCOLS
 from mmssl.evaluation.track_scores import boundary_accuracy, region_similarity
-from mmssl.evaluation.tracking import COPIED, LAB, PropagationSettings, open_tracks, run_propagation
+from mmssl.evaluation.tracking import PropagationSettings, open_tracks, run_propagation
+from mmssl.evaluation.tracking_table import COPIED, LAB
 from tests.evaluation.tracked import save_palette, square_masks, write_davis, write_keypoints, write_list
 
 TINY = ViTSettings(width=32, depth=2, heads=2)
@@ -75,6 +78,11 @@ def test_masks_from_files_to_figures(tmp_path, image_encoder, capsys):
     assert copied["J"] == pytest.approx(np.mean([(20 - 4 * t) / (20 + 4 * t) for t in range(1, 5)]))
     assert result["baselines"][LAB]["J"] > 0.6 > copied["J"]
     assert copied["difference"]["J"] == pytest.approx(trained["J"] - copied["J"])
+    assert result["chance"]["J"] == copied["J"]
+    gain = trained["by_video"]["J&F"] - result["untrained"]["by_video"]["J&F"]
+    assert result["difference"]["J&F"] == pytest.approx(gain)
+    low, high = result["difference"]["J&F_interval"]
+    assert low <= gain <= high
     assert [one["seed"] for one in (result["untrained"], *result["further_untrained"])] == [7, 8]
     assert result["data"]["videos"][0] | {"labels": None} == {
         "name": "left",
@@ -210,8 +218,9 @@ def test_a_clip_encoder_sees_the_frame_as_its_middle_tubelet(positions):
     clip = frame().expand(1, 8, -1, -1, -1)
     tokens = vit.tokenize(clip)
     middle = torch.arange(2 * 48, 3 * 48)[None]  # of 4 tubelets, the third
-    expected = vit.encode(tokens, keep=middle).tokens[0].detach()
-    expected = torch.nn.functional.normalize(expected.T.unflatten(1, (6, 8)), dim=0)
+    alone = vit.encode(tokens, keep=middle).tokens
+    assert alone is not None
+    expected = torch.nn.functional.normalize(alone[0].detach().T.unflatten(1, (6, 8)), dim=0)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -226,6 +235,11 @@ def test_maps_of_convolutional_nets():
     assert DenseFeatures(dense)(frame(96, 128)).shape == (16, 3, 4)
     numbers = PropagationSettings(encoder="e", data=Path(), out=Path("o.json"), protocol="crw").numbers
     assert (numbers(convolutional=True).layer, numbers(convolutional=False).layer) == (3, 0)
+    headed = HeadedEncoder(net, build_head(net, HeadSettings(hidden=8, out=4, channels=8)))
+    torch.testing.assert_close(DenseFeatures(headed.eval(), layer=3)(frame(96, 128)), third)
+    stacked = ConvEncoder(StackedFrames(VideoSpec(size=64, frames=4, stack="differences")), "resnet18")
+    with pytest.raises(UserError, match="as a stack"):
+        DenseFeatures(stacked)
     with pytest.raises(UserError, match="takes sound"):
         DenseFeatures(ConvEncoder(LogMel(AudioSpec()), "resnet18"))
 
