@@ -18,13 +18,15 @@ ALLOWED: dict[str, set[str]] = {
     "data": set(),
     "adapters": set(),
     "encoders": {"adapters"},
-    "objectives": {"adapters", "encoders"},
-    "evaluation": FACTS,
+    "targets": FACTS,
+    "objectives": {"adapters", "encoders", "targets"},
+    "evaluation": FACTS | {"targets"},
     "report": FACTS | {"evaluation"},
-    "training": FACTS | {"objectives", "evaluation", "report"},
+    "training": FACTS | {"targets", "objectives", "evaluation", "report"},
+    "adaptation": FACTS | {"objectives", "evaluation", "report", "training"},
     "doctor": {"doctor_probes"},
     "doctor_probes": set(),
-    "cli": FACTS | {"objectives", "evaluation", "report", "training", "doctor"},
+    "cli": FACTS | {"objectives", "evaluation", "report", "training", "adaptation", "doctor"},
 }
 """Room or module -> what it may import besides itself and COMMON."""
 

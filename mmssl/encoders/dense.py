@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmssl.adapters.specs import VideoSpec
+from mmssl.adapters.specs import ImageSpec, VideoSpec
 from mmssl.encoders.base import Encoder
+from mmssl.encoders.build import EncoderSettings, build_encoder
+from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.vit import ViT
 from mmssl.errors import UserError
 from mmssl.types import Encoded
 
@@ -75,28 +78,53 @@ class DenseEncoder(Encoder):
 
     def __init__(self, trunk: Encoder, spec: VideoSpec, settings: DenseSettings) -> None:
         super().__init__()
-        if trunk.spec.modality != "image":
-            raise UserError(f"The trunk of a DenseEncoder takes images, and this one {trunk.spec.modality}.")
+        if not isinstance(trunk, ConvEncoder | ViT) or not isinstance(trunk.spec, ImageSpec):
+            raise UserError(
+                f"The trunk of a DenseEncoder is a ResNet or a ViT that takes images, and this {type(trunk).__name__} "
+                f"takes {trunk.spec.modality}."
+            )
         if settings.layers < 0 or min(settings.out, settings.hidden) < 1:
             raise UserError(f"A head of {settings} cannot be: give widths of 1 or more, and 0 layers or more.")
         self.trunk = trunk
         self.spec = spec
         self.settings = settings
         self.width = settings.out
+        self.stride = trunk.output_stride if isinstance(trunk, ConvEncoder) else trunk.spec.patch
+        """Pixels from one place to the next."""
         self.head = DenseHead(trunk.width, settings)
 
     def forward(self, view: Tensor, *, lengths: Tensor | None = None, hidden: bool = False) -> Encoded:
         frames = self.trunk(view.flatten(0, 1))
-        if frames.feature_map is None:
-            _, height, width = frames.grid
-            maps = frames.tokens.transpose(1, 2).unflatten(2, (height, width))
-        else:
-            maps = frames.feature_map
+        maps = frames.feature_map
+        if maps is None:
+            assert frames.tokens is not None
+            assert frames.grid is not None
+            maps = frames.tokens.transpose(1, 2).unflatten(2, frames.grid[1:])
         maps = maps.unflatten(0, view.shape[:2]).transpose(1, 2)  # [B,C,T,h,w]
         embedded = self.head(maps)
         return Encoded(
             pooled=embedded.mean((2, 3, 4)), feature_map=embedded, hidden=(maps, embedded) if hidden else None
         )
+
+
+def build_dense(
+    spec: VideoSpec, trunk: EncoderSettings, settings: DenseSettings, init: str | None = None
+) -> DenseEncoder:
+    """A new DenseEncoder, or the checkpoint `init`, which then wins over the settings.
+
+    Raises:
+        UserError: `init` is another kind of encoder, or settings contradict each other.
+    """
+    if init is not None:
+        encoder = Encoder.from_pretrained(init)
+        if not isinstance(encoder, DenseEncoder):
+            raise UserError(
+                f"--init {init} is a {type(encoder).__name__}, and this recipe trains one embedding a place of every "
+                "frame: name a checkpoint of such a recipe."
+            )
+        return encoder
+    picture = ImageSpec(size=spec.size, patch=spec.patch, mean=spec.mean, std=spec.std, colour=spec.colour)
+    return DenseEncoder(build_encoder(picture, trunk), spec, settings)
 
 
 def coordinates(maps: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ def test_what_cannot_be_is_refused() -> None:
         ConvEncoder(ImagePixels(ImageSpec()), output_stride=12)
     with pytest.raises(UserError, match="choose 8, 4, 2 or 1"):
         ConvEncoder(ImagePixels(ImageSpec()), "resnet18", "cifar", 32)
-    with pytest.raises(UserError, match="takes images, and this one audio"):
+    with pytest.raises(UserError, match="takes images, and this ConvEncoder takes audio"):
         DenseEncoder(ConvEncoder(LogMel(AudioSpec())), CLIP, DenseSettings())
     with pytest.raises(UserError, match="0 layers or more"):
         DenseEncoder(ConvEncoder(ImagePixels(FRAME)), CLIP, DenseSettings(layers=-1))
