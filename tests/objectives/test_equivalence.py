@@ -27,8 +27,9 @@ from mmssl.objectives.base import Objective
 from mmssl.objectives.contrastive import Contrastive
 from mmssl.objectives.latent_prediction import LatentPrediction
 from mmssl.objectives.masked_autoencoder import MaskedAutoencoder
-from mmssl.objectives.masks import MultiBlockMask, RandomMask, RunningCellMask, TubeMask
+from mmssl.objectives.masks import CoarseMask, MultiBlockMask, RandomMask, RunningCellMask, TubeMask
 from mmssl.objectives.moco import MoCo
+from mmssl.objectives.simmim import SimMIM
 from mmssl.types import Batch
 
 SAMPLES, STEPS = 8, 3
@@ -58,6 +59,15 @@ def video_mae() -> Objective:
     )  # fmt: skip
 
 
+def mae_st() -> Objective:
+    settings = ViTSettings(width=32, depth=1, heads=2, positions="separable")
+    encoder = ViT(VideoTubelets(VideoSpec(size=16, frames=4, patch=4), 32), settings)
+    return MaskedAutoencoder(
+        encoder, mask=RandomMask(0.9), frames=2, decoder_positions="separable",
+        decoder_width=32, decoder_depth=1, decoder_heads=2,
+    )  # fmt: skip
+
+
 def v_jepa() -> Objective:
     settings = ViTSettings(width=32, depth=1, heads=2, prefix=0, positions="rope3d")
     encoder = ViT(VideoTubelets(VideoSpec(size=16, frames=4, patch=4), 32), settings)
@@ -75,6 +85,8 @@ def cola() -> Objective:
 CASES: dict[str, Callable[[], Objective]] = {
     "mae": lambda: MaskedAutoencoder(vit(), mask=RandomMask(0.5), decoder_width=32, decoder_depth=1, decoder_heads=2),
     "videomae with decoder masking": video_mae,
+    "mae-st": mae_st,
+    "simmim": lambda: SimMIM(vit(), mask=CoarseMask(0.5, (1, 1, 1))),
     "simclr, vit, groups": lambda: Contrastive(vit(), hidden=32, out=16, norm_group=4),
     "simclr, conv, groups": lambda: Contrastive(SmallConv(), hidden=32, out=16, norm_group=4),
     "simclr, conv, global batch norm": lambda: Contrastive(SmallConv(), hidden=32, out=16, norm_group=None),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmssl.errors import UserError
-from mmssl.objectives.masks import Grid, MaskMaker, RandomMask, RunningCellMask, TimeFrequencyMask, TubeMask
+from mmssl.objectives.masks import CoarseMask, Grid, MaskMaker, RandomMask, RunningCellMask, TimeFrequencyMask, TubeMask
 
 CASES: list[tuple[MaskMaker, Grid, int]] = [
     (RandomMask(0.75), (1, 14, 14), 49),
@@ -17,6 +17,8 @@ CASES: list[tuple[MaskMaker, Grid, int]] = [
     (TubeMask(0.9), (8, 14, 14), 160),  # int(0.9 * 196) = 176 masked at each of 8 times
     (TubeMask(0.75), (8, 14, 14), 392),
     (TimeFrequencyMask(0.5, 0.3), (1, 8, 64), 5 * 32),
+    (CoarseMask(0.6, (1, 2, 2)), (1, 14, 14), 196 - 4 * 30),  # ceil(0.6 * 49) units of 32 pixels: SimMIM
+    (CoarseMask(0.75, (8, 2, 2)), (8, 14, 14), 32 * (49 - 37)),
     (RunningCellMask(0.5), (8, 14, 14), 784),
     (RunningCellMask(0.25), (3, 4, 6), 54),
 ]
@@ -70,6 +72,14 @@ def test_time_frequency_mask_hides_whole_rows_and_columns() -> None:
     assert torch.equal(seen, rows[:, :, None] & columns[:, None, :])
 
 
+def test_coarse_mask_hides_whole_units() -> None:
+    maker = CoarseMask(0.6, (2, 4, 2))
+    mask = maker(draws(maker, (4, 8, 12)), (4, 8, 12)).boolean().view(16, 2, 2, 2, 4, 6, 2)
+    units = mask.permute(0, 1, 3, 5, 2, 4, 6).reshape(16, 24, 16)
+    assert (units.all(2) == units.any(2)).all()
+    assert (units.all(2).sum(1) == 15).all()  # ceil(0.6 * 24)
+
+
 def running_cells_by_hand(times: int, rows: int, columns: int, phase: int) -> np.ndarray:
     """VideoMAE V2: a ring of four places, two masked, laid row by row into each 2 x 2 cell and turned every time."""
     ring = [True, True, False, False]
@@ -104,6 +114,9 @@ def test_equal_draws_still_give_exact_counts() -> None:
         (TimeFrequencyMask(0.5, 0.5), (2, 4, 4)),
         (TimeFrequencyMask(0.0, 0.0), (1, 4, 4)),
         (TimeFrequencyMask(1.0, 0.5), (1, 4, 4)),
+        (CoarseMask(0.6, (1, 3, 3)), (1, 8, 8)),
+        (CoarseMask(0.6, (1, 0, 2)), (1, 8, 8)),
+        (CoarseMask(0.6, (1, 8, 8)), (1, 8, 8)),
         (RunningCellMask(0.1), (1, 4, 4)),
         (RunningCellMask(0.5), (1, 3, 4)),
     ],
