@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from mmssl.adapters.colour import lab_to_rgb, lightness
@@ -91,10 +92,7 @@ class Adapter(nn.Module, ABC):
 
     def patches(self, pixels: Tensor) -> Tensor:
         """Patches [B,N,K,C] of pixels [B,C,T,H,W] in token order; inside a patch (t,h,w) row-major, channels last."""
-        windows = self._windows(pixels)
-        return windows.permute(0, 1, 2, 3, 5, 6, 7, 4).reshape(
-            windows.shape[0], -1, self.values // windows.shape[4], windows.shape[4]
-        )
+        return rearrange(self._windows(pixels), "b T H W c t h w -> b (T H W) (t h w) c")
 
     def unpatches(self, patches: Tensor, grid: tuple[int, int, int] | None = None) -> Tensor:
         """Pixels [B,C,T,H,W] from patches [B,N,K,C] of `grid` (the nominal one if None); the inverse of `patches`."""
@@ -104,8 +102,8 @@ class Adapter(nn.Module, ABC):
                 "set stride equal to patch."
             )
         (T, H, W), (t, h, w) = grid or self.grid, self.patch
-        cells = patches.reshape(patches.shape[0], T, H, W, t, h, w, patches.shape[-1])
-        return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(patches.shape[0], patches.shape[-1], T * t, H * h, W * w)
+        pattern = "b (T H W) (t h w) c -> b c (T t) (H h) (W w)"
+        return rearrange(patches, pattern, T=T, H=H, W=W, t=t, h=h, w=w)
 
     def forward(self, view: Tensor, keep: Tensor | None = None, lengths: Tensor | None = None) -> Tokens:
         """Tokens of a view of raw media.
