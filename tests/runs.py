@@ -42,15 +42,36 @@ TINY = {
     "video/simclr": [*CLIPS, *VIT, "--hidden", "32", "--out-width", "16"],
     "video/tcn": [*PICTURES, *VIT, "--encoder.arch", "vit", "--head.hidden", "32", "--instants", "4", "--window", "2"],
     "video/tcn_single": [*PICTURES, *VIT, "--encoder.arch", "vit", "--head.hidden", "32", "--frames", "8"],
+    "video/temporal_order": [
+        *(*PICTURES, *VIT, "--encoder.arch", "vit", "--window", "9", "--stride", "1", "--tau-max", "4"),
+        *("--tau-min", "1", "--hidden", "32"),
+    ],
+    "video/odd_one_out": [
+        *("--input.size", "32", "--input.frames", "4", "--encoder.arch", "resnet18", "--encoder.stem", "cifar"),
+        *("--window", "6", "--clips", "3", "--width", "16"),
+    ],
+    "audio/temporal_order": [
+        *("--input.mels", "32", "--input.frames", "8", "--input.patch", "8", "--input.stride", "8", *VIT),
+        *("--window", "7", "--gap", "0.01", "--tau-max", "3", "--hidden", "32", "--alike", "-1"),
+    ],
     "video/vjepa": [
         *(*CLIPS, *VIT, "--interval", "0.08", "--predictor.width", "24", "--predictor.depth", "1"),
         *("--predictor.heads", "2"),
+    ],
+    "video/colourisation": [
+        *("--input.size", "32", "--input.patch", "8", "--input.frames", "3", *VIT, "--encoder.arch", "vit"),
+        *("--head.layers", "0", "--head.out", "8", "--clusters", "4"),
     ],
     "audio/mae": [*SOUNDS, *VIT, *DECODER],
     "audio/contrastive": [*SOUNDS, *VIT, "--out-width", "16"],
 }
 """Options that make a recipe small enough for a test, at learning rates that show."""
-ELSEWHERE = {"video/tcn": "test_tcn.py", "video/tcn_single": "test_tcn.py"}
+ELSEWHERE = {
+    "video/colourisation": "test_colourisation.py",
+    "video/tcn": "test_tcn.py",
+    "video/tcn_single": "test_tcn.py",
+    "video/temporal_order": "test_order.py",
+}
 """Recipes that need files of their own, and the test in tests/recipes that runs them."""
 
 

@@ -12,9 +12,9 @@ from mmssl.errors import UserError
 class StackedFrames(Pixels):
     """uint8 0..255 or float [0,1] clips [B,T,3,H,W] -> fp32 [B,C,1,H,W], as `spec.stack` says.
 
-    'frames': all frames side by side, normalised, C = 3T. 'differences': each frame less the one before over std,
-    C = 3(T-1), the best of the paper's encodings. 'sum': the sum of their absolute values, C = 3; absolute is our
-    choice, as a sum of signed differences is the last frame less the first, whatever lies between.
+    'frames': all frames side by side, normalised, C = 3T. 'differences': each frame less the one before, over std,
+    C = 3(T-1). 'sum': the sum of their absolute values, C = 3; absolute is our choice, as a sum of signed differences
+    is the last frame less the first, whatever lies between.
 
     Raises:
         UserError: a spec that stacks nothing, or a single frame.

@@ -225,3 +225,31 @@ class GaussianNoise:
         inside = torch.arange(length, device=wave.device) < real[:, None]
         level = (wave.square().sum(1) / real).sqrt()
         return wave + self.scale * level[:, None] * normal * inside
+
+
+@dataclass
+class ChannelSplit:
+    """One of the three colours, drawn for each view, in the place of all of them: what a lens or a codec does to one
+    colour and not to another is gone, and colour itself (Lee et al. 2017, arXiv:1708.01246, section 3.1, train order
+    tasks so). The frames of a clip share the colour.
+    """
+
+    names: tuple[str, ...]
+    share: float = 1.0
+    """Of the views; the others stay as they are."""
+    noise: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.noise = {f"channel_split/{name}": 2 for name in self.names}
+
+    def __call__(self, batch: Batch) -> Batch:
+        changed = {name: self._split(batch.views[name], batch.noise[f"channel_split/{name}"]) for name in self.names}
+        return replace(batch, views={**batch.views, **changed})
+
+    @torch.no_grad()
+    def _split(self, view: Tensor, noise: Tensor) -> Tensor:
+        own = torch.arange(3, device=view.device)
+        channel = (3 * noise[:, 1:]).long().clamp_max(2)
+        source = torch.where(noise[:, :1] < self.share, channel, own)  # [B,3]
+        shape = (len(view), *[1] * (view.ndim - 4), 3, 1, 1)
+        return view.gather(-3, source.view(shape).expand_as(view))

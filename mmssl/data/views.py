@@ -193,6 +193,8 @@ class VideoViews(Views):
     flip: bool = False
     short: Short = "repeat_last"
     """What to do with a file shorter than a clip."""
+    needed: int = 1
+    """Frames of a clip that must be the file's own; a file that has fewer is skipped."""
     interpolation: str = "bilinear"
     motion: bool = False
     """Prefer clips in which much moves: see `draw_start`."""
@@ -205,6 +207,9 @@ class VideoViews(Views):
         count = self.per_file * len(self.names)
         starts = [draw_start(rng, possible, span, media, self.motion) for _ in range(count)]
         wanted = [clip_indices(start, self.frames, stride) for start in starts]
+        least = clip_span(self.needed, stride)
+        if video.frames < least:
+            raise UnreadableMedia(f"too short: {video.frames} frames, and {least} are needed")
         inside = [within_file(indices, video.frames, self.short) for indices in wanted]
         union = np.unique(np.concatenate(inside))
         decoded = video.read(union.tolist())
@@ -294,6 +299,8 @@ class AudioViews(Views):
     names: tuple[str, ...] = ("view",)
     per_file: int = 1
     short: Literal["pad", "loop"] = "pad"
+    needed: int = 1
+    """Samples of a segment that must be the recording's own; a recording that has fewer is skipped."""
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
         return self._cut(media, lambda free: int(rng.integers(free + 1)))
@@ -309,6 +316,9 @@ class AudioViews(Views):
             total = len(whole)
         else:
             total = math.ceil(record.frames * self.rate / record.rate)
+        if total < self.needed:
+            have, need = total / self.rate, self.needed / self.rate
+            raise UnreadableMedia(f"{media.name}: too short: {have:.3g} s, and {need:.3g} s are needed")
         cut = []
         for _ in range(self.per_file):
             starts = [place(max(total - self.samples, 0)) for _ in self.names]

@@ -55,21 +55,25 @@ class OddOneOut(Objective):
     place among them; say which.
 
     The view is a window uint8 [B,T,3,H,W]; clips have the W = spec.frames frames that the encoder takes, and may
-    overlap. A window little longer than a clip is the paper's constrained sampling, its best; a long one its
-    consecutive, `sampling='random'` its random sampling. How a clip becomes pixels (stack of differences, sum of
-    differences, plain frames) is the encoder's own matter: `VideoSpec.stack`, or any encoder of clips.
+    overlap. A window little longer than a clip constrains them to one moment, a long one takes them from anywhere in
+    it. How a clip becomes pixels (stack of differences, sum of differences, plain frames) is the encoder's own matter:
+    `VideoSpec.stack`, or any encoder of clips.
 
-    Features are projected to `width` with a ReLU (the paper cuts fc6 to so many), fused, and scored by a layer with
-    ReLU and a linear one. 'difference': sums of differences, one score a clip by the same layers, so that nothing
-    depends on the order of clips. 'concat': all clips side by side. The shape of this classifier is our choice.
+    Features are projected to `width` with a ReLU, fused, and scored by a layer with ReLU and a linear one.
+    'difference': sums of differences, one score a clip by the same layers, so that nothing depends on the order of
+    clips. 'concat': all clips side by side. Beyond the question, its fusions and its encodings the paper's values are
+    not known to us: widths, counts and the shape of this classifier are our choice.
 
     A window in which nothing moves has no order, and weighs nothing: one whose neighbouring frames differ by less than
-    `alike` on average (mean square of RGB in [0,1] on frames of 16x16 pixels; -1 turns it off). Light that flickers is
-    taken away first (`equalise`: all frames of a window get the same mean and contrast), or the beat alone would show
-    which clip is out of order. Both are ours.
+    `alike` on average (mean square of RGB in [0,1] on frames of 16x16 pixels; -1 turns it off; key frames make up to
+    4e-5 of a still picture, the slowest of the sample films' fish 5e-5). Light that flickers is taken away first
+    (`equalise`: all frames of a window get the same mean and contrast), or the beat alone would show which clip is out
+    of order. Both are ours.
 
     Args:
-        clips: N + 1, the paper's 6.
+        window: T.
+        clips: N + 1.
+        sampling: see `draw_clips`.
         norm_group: clips over which a batch norm of the encoder normalises in training; None: over all processes.
 
     Raises:
@@ -86,7 +90,7 @@ class OddOneOut(Objective):
         sampling: Sampling = "consecutive",
         fusion: Fusion = "difference",
         width: int = 128,
-        alike: float = 1e-5,
+        alike: float = 5e-5,
         equalise: bool = True,
         norm_group: int | None = None,
     ) -> None:

@@ -116,7 +116,8 @@ class TemporalOrder(Objective):
         tau_min: smallest distance from a to b and from d to e.
         negative_share: of the tuples; the paper found .75 best.
         alike: mean squared difference below which two places look alike: of RGB in [0,1] on frames of 16x16 pixels,
-            or of log10 energy in eighths of a segment. -1 turns it off. Our choice, as the paper gives no value.
+            or of log10 energy in eighths of a segment. -1 turns it off. Our choice: key frames make up to 2e-4 of a
+            still picture, and fish that swim through half a window 2e-3 to 7e-3.
         equalise: give all frames of a window the same mean and contrast (frames only). Ours, against flicker.
         hidden: width of a layer with ReLU between features and classifier; the paper has none.
         norm_group: frames over which a batch norm of the encoder normalises in training; None: over all processes.

@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from mmssl.data import device_views
-from mmssl.data.device_views import GaussianNoise, Photometric, blend, gaussian_blur, shift_hue, solarize
+from mmssl.data.device_views import ChannelSplit, GaussianNoise, Photometric, blend, gaussian_blur, shift_hue, solarize
 from mmssl.errors import UserError
 from mmssl.types import Batch
 
@@ -187,3 +187,19 @@ def test_audio_noise_is_normal_at_the_promised_level_and_spares_padding():
     assert (added[2, 8000:] == 0).all()
     correlation = torch.corrcoef(added[:2])[0, 1]
     assert abs(correlation) < 0.04
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+def test_channel_split_shows_one_colour_in_all_frames(frames: int | None) -> None:
+    view = pictures(40) if frames is None else torch.stack([pictures(40, seed=n) for n in range(frames)], dim=1)
+    split = ChannelSplit(names=("a",), share=0.6)
+    noise = torch.rand(40, split.noise["channel_split/a"], generator=torch.Generator().manual_seed(0))
+    out = split(Batch({"a": view, "b": view}, torch.arange(40), {"channel_split/a": noise}))
+    assert out.views["b"] is view
+    kinds = []
+    for before, after, (draw, colour) in zip(view, out.views["a"], noise.tolist(), strict=True):
+        channel = int(3 * colour)
+        expected = before if draw >= 0.6 else before[..., channel : channel + 1, :, :].expand_as(before)
+        assert torch.equal(after, expected)
+        kinds.append(None if draw >= 0.6 else channel)
+    assert set(kinds) == {None, 0, 1, 2}

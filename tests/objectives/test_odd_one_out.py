@@ -122,9 +122,9 @@ def test_the_loss_equals_a_recomputation_and_starts_at_ln_of_the_clips(fusion: s
     real[5], real[6] = FRAMES - 1, FRAMES
     batch = batch_of(view, task, generator, real)
     output = task(batch)
-    project, bias = task.project[0].weight.detach().numpy(), task.project[0].bias.detach().numpy()
+    project, bias = (task.get_parameter(f"project.0.{name}").detach().numpy() for name in ("weight", "bias"))
     (first, first_bias), (last, last_bias) = (
-        (task.score[n].weight.detach().numpy(), task.score[n].bias.detach().numpy()) for n in (0, 2)
+        tuple(task.get_parameter(f"score.{n}.{name}").detach().numpy() for name in ("weight", "bias")) for n in (0, 2)
     )
     terms = []
     for sample in range(40):
