@@ -230,8 +230,8 @@ class GaussianNoise:
 @dataclass
 class ChannelSplit:
     """One of the three colours, drawn for each view, in the place of all of them: what a lens or a codec does to one
-    colour and not to another is gone, and colour itself (Lee et al. 2017, arXiv:1708.01246, section 3.1, train order
-    tasks so). The frames of a clip share the colour.
+    colour and not to another is gone, and colour itself (Lee et al. 2017, arXiv:1708.01246, train order tasks so). The
+    frames of a clip share the colour.
     """
 
     names: tuple[str, ...]
