@@ -83,8 +83,8 @@ class TubeMask(MaskMaker):
 
 @dataclass(frozen=True)
 class CoarseMask(MaskMaker):
-    """Cut the grid into U units of `unit` = (t,h,w) tokens and mask ceil(ratio * U) of them (SimMIM, Xie et al. 2022,
-    section 3.2: units of 32 pixels, that is (1,2,2) patches of 16)."""
+    """Cut the grid into U units of `unit` = (t,h,w) tokens and mask ceil(ratio * U) of them (SimMIM, Xie et al. 2022:
+    units of 32 pixels, that is (1,2,2) patches of 16)."""
 
     ratio: float
     unit: Grid

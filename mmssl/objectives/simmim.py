@@ -17,7 +17,7 @@ from mmssl.types import Batch, ObjectiveOutput, Picture
 
 
 class SimMIM(Objective):
-    """SimMIM (Xie et al. 2022, arXiv 2111.09886, section 3) on images, clips and spectrograms.
+    """SimMIM (Xie et al. 2022, arXiv 2111.09886) on images, clips and spectrograms.
 
     The encoder sees every token, the masked ones as the mask token with their positions. Targets are normalised pixels
     as they are; the loss is their mean absolute error over the values of masked patches.
