@@ -1,6 +1,6 @@
 """`mmssl evaluate alignment`: does an encoder see one moment in two cameras as the same, and the state of the scene?
 
-Alignment error (Sermanet et al. 2018, section 4.1; official code, alignment.py): for every instant i of one camera, the
+Alignment error (Sermanet et al. 2018; official code, alignment.py): for every instant i of one camera, the
 nearest instant j of another camera in embedding space (L2) is |i - j| / T away, T being the instants of the sequence;
 mean over instants and ordered pairs of cameras. 0 is perfect; embeddings that say nothing give (T^2 - 1) / (3 T^2), or
 1/3. State labels, where the data has them, are regressed by ridge on the frozen embeddings (`states.py`).

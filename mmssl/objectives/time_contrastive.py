@@ -68,7 +68,7 @@ def n_pairs(anchors: Tensor, others: Tensor, positive: Tensor, negative: Tensor,
     """Mean over anchors of the cross-entropy between softmax_j(a . o_j) over positives and negatives, and the even
     share of its positives; plus l2/4 (mean |a|^2 + mean |o|^2). Always in fp32; vectors are not normalised.
 
-    Sources: Sohn 2016 (improved deep metric learning with multi-class N-pair loss objective, equation 8); penalty and
+    Sources: Sohn 2016 (improved deep metric learning with multi-class N-pair loss objective); penalty and
     even shares as npairs_loss of TensorFlow's metric_learning, which the official TCN code calls.
 
     Args:
