@@ -286,6 +286,21 @@ def test_any_encoder_takes_part(kind: str) -> None:
     assert picture.columns == ("a", "b", "c", "d", "e")
 
 
+def test_order_of_sounds_is_learned() -> None:
+    """Tones that rise in pitch and loudness, which is what order sounds like."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    task = objective(ENCODERS["sound"](), hidden=64)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=2e-3)
+    for _ in range(60):
+        output = task(batch_of(sound(16, generator), task, generator))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert task.eval()(batch_of(sound(100, generator), task, generator)).metrics["auc"] > 0.85
+
+
 def test_sounds_are_cut_at_the_beginning_of_equal_parts_and_padding_is_left_out() -> None:
     generator = torch.Generator().manual_seed(0)
     task = objective(ENCODERS["sound"]())
