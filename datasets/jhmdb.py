@@ -9,7 +9,7 @@ Card
     Licence  Stated at the source, where you accept it; the clips are those of HMDB51. Fetch your own copy.
     Splits   One of the three official ones (--split, 1 if not given): 1 has 660 train and 268 test clips, and 268 is
              what label propagation is scored on. The number of clips is verified, and for split 1 that of both parts.
-    Disk     About 5 GB of frames (PNG), linked where the file system allows; key points 30 MB.
+    Disk     Some GB of frames (PNG), linked where the file system allows; key points take some 20 MB.
 
 FOLDER holds what the source offers as three downloads, unpacked at any depth:
     - Rename_Images/CLASS/CLIP/00001.png ...

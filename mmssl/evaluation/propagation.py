@@ -1,8 +1,9 @@
 """Label propagation: the first frame's labels carried through a video by the likeness of its features.
 
 Every cell of a new frame takes the mean of the labels of the k context cells that look most like it. Nothing is
-trained, so the result says how well the features find the same thing again (Vondrick et al. 2018, arXiv:1806.09594,
-section 4; Jabri et al. 2020, CRW, arXiv:2006.14613, section 3; Caron et al. 2021, DINO, arXiv:2104.14294, section 4.2).
+trained, so the result says how well the features find the same thing again (Vondrick et al. 2018, arXiv:1806.09594).
+The protocols follow the released code of CRW (Jabri et al. 2020, arXiv:2006.14613) and of DINO (Caron et al. 2021,
+arXiv:2104.14294).
 h, w is the grid of the dense features, L the number of label channels (background and objects, or joints).
 """
 

@@ -15,7 +15,7 @@ BOX_SHARE = 0.6
 
 
 def region_similarity(truth: np.ndarray, predicted: np.ndarray, void: np.ndarray | None = None) -> float:
-    """J, intersection over union of two masks bool [H,W]; 1 where both are empty (Perazzi et al. 2016, section 4.1).
+    """J, intersection over union of two masks bool [H,W]; 1 where both are empty (Perazzi et al. 2016).
 
     Pixels that are True in `void` do not count.
     """
@@ -26,7 +26,7 @@ def region_similarity(truth: np.ndarray, predicted: np.ndarray, void: np.ndarray
 
 
 def boundary_accuracy(truth: np.ndarray, predicted: np.ndarray, void: np.ndarray | None = None) -> float:
-    """F, the harmonic mean of precision and recall of boundary pixels (Perazzi et al. 2016, section 4.1).
+    """F, the harmonic mean of precision and recall of boundary pixels (Perazzi et al. 2016).
 
     A boundary pixel is found if the other boundary has a pixel within ceil(0.008 x diagonal) of it: what DAVIS's scorer
     computes by dilation with a disc, here from the distances of the boundary pixels alone. Two empty masks give 1.
