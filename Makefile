@@ -23,7 +23,7 @@ demo: install  ## pre-train and evaluate one small encoder each for image, video
 	$(BIN)/python recipes/demo.py
 
 test: install  ## run the tests
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 proofs: install  ## run the longer proofs: learning over seeds, kill at random steps, long videos
 	$(BIN)/python -m pytest -m heavy
