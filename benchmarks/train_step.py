@@ -21,6 +21,7 @@ from mmssl.objectives.base import Objective
 from mmssl.objectives.contrastive import Contrastive
 from mmssl.objectives.masked_autoencoder import MaskedAutoencoder
 from mmssl.objectives.masks import RandomMask, RunningCellMask, TubeMask
+from mmssl.training.start import compile_blocks
 from mmssl.types import Batch
 
 Step = Callable[[], object]
@@ -38,11 +39,20 @@ def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
     return step
 
 
-def ours(objective: Objective, views: dict[str, Tensor]) -> Step:
+def ours(objective: Objective, views: dict[str, Tensor], compiled: bool = False) -> Step:
+    if compiled:
+        compile_blocks(objective, torch.device("cpu"))
     rows = len(next(iter(views.values())))
     noise = {name: torch.rand(rows, k) for name, k in objective.noise.items()}
     batch = Batch(views=views, index=torch.arange(rows), noise=noise)
     return stepper(objective.train(), lambda: objective(batch).loss)
+
+
+def theirs(model: nn.Module, layer: type[nn.Module], compiled: bool, **inputs: Tensor) -> Step:
+    for module in model.modules():
+        if compiled and isinstance(module, layer):
+            module.compile(dynamic=False)
+    return stepper(model.train(), lambda: model(**inputs).loss)
 
 
 def pictures(batch: int) -> Tensor:
@@ -53,24 +63,24 @@ def clips(batch: int) -> Tensor:
     return torch.randint(0, 256, (batch, 16, 3, 224, 224), dtype=torch.uint8)
 
 
-def our_mae(batch: int = 8) -> Step:
+def our_mae(batch: int = 8, *, compiled: bool = False) -> Step:
     encoder = ViT(ImagePatches(ImageSpec(), 384), ViTSettings(384, 12, 6))
     mae = MaskedAutoencoder(encoder, mask=RandomMask(0.75), decoder_width=512, decoder_depth=8, decoder_heads=16)
-    return ours(mae, {"view": pictures(batch)})
+    return ours(mae, {"view": pictures(batch)}, compiled)
 
 
-def their_mae(batch: int = 8) -> Step:
+def their_mae(batch: int = 8, *, compiled: bool = False) -> Step:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
+    from transformers.models.vit_mae.modeling_vit_mae import ViTMAELayer
 
     config = ViTMAEConfig(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536, norm_pix_loss=True
     )
-    model = ViTMAEForPreTraining(config).train()
     pixels = torch.randn(batch, 3, 224, 224)
-    return stepper(model, lambda: model(pixel_values=pixels).loss)
+    return theirs(ViTMAEForPreTraining(config), ViTMAELayer, compiled, pixel_values=pixels)
 
 
-def our_videomae(batch: int = 2, *, dual: bool = False) -> Step:
+def our_videomae(batch: int = 2, *, dual: bool = False, compiled: bool = False) -> Step:
     settings = ViTSettings(384, 12, 6, prefix=0, positions="sincos1d", qkv_bias="qv")
     encoder = ViT(VideoTubelets(VideoSpec(), 384), settings)
     objective = MaskedAutoencoder(
@@ -85,11 +95,12 @@ def our_videomae(batch: int = 2, *, dual: bool = False) -> Step:
         view="clip",
         decoder_mask=RunningCellMask(0.5) if dual else None,
     )
-    return ours(objective, {"clip": clips(batch)})
+    return ours(objective, {"clip": clips(batch)}, compiled)
 
 
-def their_videomae(batch: int = 2) -> Step:
+def their_videomae(batch: int = 2, *, compiled: bool = False) -> Step:
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
+    from transformers.models.videomae.modeling_videomae import VideoMAELayer
 
     config = VideoMAEConfig(
         hidden_size=384,
@@ -102,12 +113,12 @@ def their_videomae(batch: int = 2) -> Step:
         decoder_intermediate_size=768,
         use_mean_pooling=False,
     )
-    model = VideoMAEForPreTraining(config).train()
     pixels = torch.randn(batch, 16, 3, 224, 224)
     tube = torch.zeros(196, dtype=torch.bool)
     tube[torch.randperm(196)[:176]] = True
     mask = tube.repeat(8).expand(batch, -1)
-    return stepper(model, lambda: model(pixel_values=pixels, bool_masked_pos=mask).loss)
+    model = VideoMAEForPreTraining(config)
+    return theirs(model, VideoMAELayer, compiled, pixel_values=pixels, bool_masked_pos=mask)
 
 
 def our_simclr(batch: int = 32) -> Step:
@@ -131,11 +142,21 @@ def their_simclr(batch: int = 32) -> Step:
 
 def run(rounds: int = 5) -> str:
     """The three tables as Markdown."""
-    mae = compare({"mmssl image/mae": our_mae, "transformers ViTMAEForPreTraining": their_mae}, rounds)
+    mae = compare(
+        {
+            "mmssl image/mae": our_mae,
+            "mmssl image/mae, compiled": partial(our_mae, compiled=True),
+            "transformers ViTMAEForPreTraining, compiled": partial(their_mae, compiled=True),
+            "transformers ViTMAEForPreTraining": their_mae,
+        },
+        rounds,
+    )
     videomae = compare(
         {
             "mmssl video/videomae": our_videomae,
+            "mmssl video/videomae, compiled": partial(our_videomae, compiled=True),
             "mmssl video/videomae, decoder mask 0.5 (V2)": partial(our_videomae, dual=True),
+            "transformers VideoMAEForPreTraining, compiled": partial(their_videomae, compiled=True),
             "transformers VideoMAEForPreTraining": their_videomae,
         },
         rounds,
