@@ -10,7 +10,7 @@ from mmssl.adapters.specs import ImageSpec, VideoSpec
 from mmssl.data.media import Record
 from mmssl.errors import UserError
 from mmssl.evaluation.labels import file_labels, footage_labels, held_out
-from mmssl.evaluation.views import fitting_stride, speed_span
+from mmssl.evaluation.views import ArrowViews, SpeedViews, fitting_stride, speed_span
 from tests.evaluation.standins import FolderSource
 
 
@@ -88,6 +88,7 @@ def test_speed_uses_one_stride_that_most_files_are_long_enough_for():
     assert fitting_stride(np.array([57] * 7 + [10] * 3), 4, lambda stride: speed_span(8, stride)) == 0
     spec = VideoSpec(size=32, frames=8, stride=4, patch=16)
     task, views = footage_labels(source(*files(None, 18, frames=60), *files("x", 2, frames=20)), spec, "speed", seed=0)
+    assert isinstance(views, SpeedViews)
     assert views.stride == 2
     assert task.classes == ("1x", "2x", "4x")
     assert len(task.train) + len(task.test) == 18
@@ -104,6 +105,7 @@ def test_speed_is_refused_for_pictures_and_for_short_videos():
 def test_arrow_needs_one_clip_of_the_encoder_only():
     spec = VideoSpec(size=32, frames=8, stride=4, patch=16)
     task, views = footage_labels(source(*files(None, 18, frames=29), *files("x", 2, frames=28)), spec, "arrow", seed=0)
+    assert isinstance(views, ArrowViews)
     assert views.stride == 4
     assert task.classes == ("forward", "reversed")
     assert len(task.train) + len(task.test) == 18
