@@ -13,7 +13,7 @@ Card
              labels; pixels may differ between graphics libraries.
     Licence  Of this repository (Apache-2.0); MuJoCo itself is Apache-2.0.
     Splits   By episode: train 24, test 8 (options), 6 s at 20 frames/s each: 7,680 frames of 96 x 96 from both cameras.
-    Disk     About 7 MB.
+    Disk     About 4.5 MB.
 
 Writes train/armNNN_cam1.mp4 and train/armNNN_cam2.mp4, the same under test/, and labels.csv (sequence, time, labels).
 MuJoCo renders without a screen by EGL or OSMesa: set MUJOCO_GL=egl (the default here) or MUJOCO_GL=osmesa (on Debian
@@ -60,7 +60,6 @@ ARM = """
       <body pos="0 0 .05">
         <joint name="joint1" axis="0 0 1"/>
         <geom type="capsule" fromto="0 0 0 0 0 .2" size=".07" rgba=".85 .85 .85 1"/>
-        <geom type="box" pos=".08 0 .1" size=".03 .05 .05" rgba=".1 .1 .1 1"/>
         <body pos="0 0 .22">
           <joint name="joint2" axis="0 1 0"/>
           <geom type="capsule" fromto="0 0 0 0 0 .36" size=".055" rgba=".9 .3 .2 1"/>

@@ -44,7 +44,7 @@ def semihard_triplets(anchors: Tensor, others: Tensor, positive: Tensor, negativ
     """Mean over positive pairs (a,p) of max(0, margin + D_ap - D_an), always in fp32; D is the squared L2 distance, and
     n the negative with the smallest D_an > D_ap, else the one with the largest D_an.
 
-    Vectors are taken as they are: normalise them first. Sources: Schroff et al. 2015 (arXiv:1503.03832, section 3.2);
+    Vectors are taken as they are: normalise them first. Sources: Schroff et al. 2015 (arXiv:1503.03832);
     official TCN code, svtcn_loss.py.
 
     Args:
