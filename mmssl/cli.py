@@ -18,7 +18,7 @@ USAGE = """usage: mmssl COMMAND ...
 
 commands:
   pretrain RECIPE --data DIR --out DIR   train an encoder on unlabelled media
-  evaluate knn|linear ...                how good is an encoder, beside the untrained one and chance
+  evaluate knn|linear|finetune|...       how good is an encoder, beside the untrained one and chance
   embed                                  write features with sample ids to parquet
   index DIR                              verify media once: what can be decoded, and what not
   doctor                                 does the installation work, and what to do if not
@@ -68,6 +68,8 @@ def pretrain(argv: Sequence[str]) -> None:
 EVALUATIONS = {
     "knn": "mmssl.evaluation.command:KnnSettings",
     "linear": "mmssl.evaluation.command:LinearSettings",
+    "retrieval": "mmssl.evaluation.retrieval:RetrievalSettings",
+    "finetune": "mmssl.adaptation.settings:FinetuneSettings",
     "alignment": "mmssl.evaluation.alignment:AlignmentSettings",
     "propagation": "mmssl.evaluation.tracking:PropagationSettings",
 }

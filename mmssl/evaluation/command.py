@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-import mmssl
 from mmssl.adapters.specs import Spec
 from mmssl.data.indexing import show_progress
 from mmssl.data.sources import Source, open_source
@@ -25,12 +24,12 @@ from mmssl.evaluation.embed import EmbedSettings, run_embed
 from mmssl.evaluation.features import Features, extract_all, features_cache
 from mmssl.evaluation.labels import Task, file_labels, footage_labels
 from mmssl.evaluation.metrics import balanced_accuracy, chance, difference, mean_interval, score
+from mmssl.evaluation.results import check_file, data_of, encode, settings_of, versions, write_result
 from mmssl.evaluation.subject import describe, pick_device, untrained
 from mmssl.evaluation.table import print_table
 from mmssl.evaluation.views import evaluation_views, kind_for
-from mmssl.files import write_json, writing
 
-__all__ = ["EmbedSettings", "KnnSettings", "LinearSettings", "evaluate", "run_embed", "run_evaluate"]
+__all__ = ["EmbedSettings", "KnnSettings", "LinearSettings", "evaluate", "run_embed", "run_evaluate", "versions"]
 
 SHUFFLES = 5
 
@@ -138,15 +137,12 @@ class Answer:
 def run_evaluate(settings: KnnSettings | LinearSettings) -> dict[str, Any]:
     """Evaluate as the command line does: load, compute, print the table, write the JSON file; returns its content."""
     settings.check()
-    if settings.out.is_dir():
-        raise UserError(f"--out {settings.out} is a folder: name a JSON file, such as {settings.out / 'knn.json'}.")
+    check_file(settings.out)
     encoder = Encoder.from_pretrained(settings.encoder)
     with show_progress(Console(stderr=True)) as progress:
         source = open_source(settings.data, kind_for(settings.data, encoder.spec), progress=progress)
     result = evaluate(encoder, source, settings)
-    with writing(settings.out):
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(settings.out, result)
+    write_result(settings.out, result)
     print_table(result)
     print(f"All figures: {settings.out}")
     return result
@@ -176,39 +172,20 @@ def evaluate(encoder: Encoder, source: Source, settings: KnnSettings | LinearSet
         cache=features_cache() if settings.cache else None,
     )
     probe = Probing(task, settings, trained)
-    answer = probe(trained)
-    others = []
-    for seed, features in zip(seeds, twins, strict=True):
-        twin = probe(features)
-        gain = difference(probe.truth, answer.predicted, twin.predicted, probe.groups, settings.seed)
-        others.append({"seed": seed, **probe.figures(twin), "difference": dataclasses.asdict(gain)})
-    first = dict(others[0])
-    gain_over_first = first.pop("difference")
-    shuffled = probe.control(trained) if settings.shuffle_labels else None
-    plain = dataclasses.asdict(settings)
     return {
         "evaluation": settings.name,
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()},
+        "settings": settings_of(settings),
         "encoder": describe(encoder, settings.encoder),
-        "data": {
-            "path": settings.data,
-            "fingerprint": source.fingerprint,
-            "labels": settings.labels,
-            "classes": list(task.classes),
-            "split": task.split,
-            "files": {"train": len(task.train), "test": len(task.test)},
-            "files_by_class": task.counts,
-            "examples": {"train": len(probe.known), "test": len(probe.truth)},
-            "views": repr(views),
-            "notes": list(task.notes),
-            "skipped": [{"id": name, "reason": reason} for name, reason in trained.skipped],
-        },
-        "trained": probe.figures(answer),
-        "untrained": first,
-        "difference": gain_over_first,
-        "further_untrained": others[1:],
-        "shuffled": shuffled,
-        "chance": dataclasses.asdict(chance(probe.known, probe.truth)),
+        "data": data_of(
+            settings.data,
+            settings.labels,
+            source,
+            task,
+            views,
+            examples=(len(probe.known), len(probe.truth)),
+            skipped=trained.skipped,
+        ),
+        **compare(probe, trained, twins, settings),
         "versions": versions(),
         "device": str(pick_device(settings.device)),
         "seconds": round(time.monotonic() - begin, 3),
@@ -222,10 +199,24 @@ def task_for(settings: EvaluateSettings, source: Source, spec: Spec) -> tuple[Ta
     return file_labels(source, settings.seed), evaluation_views(spec, settings.clips)
 
 
-def encode(labels: tuple[str | None, ...], classes: tuple[str, ...]) -> np.ndarray:
-    """Names -> int64 [N]."""
-    number: dict[str | None, int] = {name: index for index, name in enumerate(classes)}
-    return np.array([number[label] for label in labels], dtype=np.int64)
+def compare(probe: Probing, trained: Any, twins: Sequence[Any], settings: EvaluateSettings) -> dict[str, Any]:
+    """Figures of the encoder, of its untrained twins (at seeds seed, seed + 1, ...), and of chance."""
+    answer = probe(trained)
+    others = []
+    for seed, features in enumerate(twins, settings.seed):
+        twin = probe(features)
+        gain = difference(probe.truth, answer.predicted, twin.predicted, probe.groups, settings.seed)
+        others.append({"seed": seed, **probe.figures(twin), "difference": dataclasses.asdict(gain)})
+    first = dict(others[0])
+    gain_over_first = first.pop("difference")
+    return {
+        "trained": probe.figures(answer),
+        "untrained": first,
+        "difference": gain_over_first,
+        "further_untrained": others[1:],
+        "shuffled": probe.control(trained) if settings.shuffle_labels else None,
+        "chance": dataclasses.asdict(chance(probe.known, probe.truth)),
+    }
 
 
 class Probing:
@@ -296,12 +287,3 @@ class Probing:
     def figures(self, answer: Answer) -> dict[str, Any]:
         result = score(self.truth, answer.predicted, self.task.classes, self.groups, self.settings.seed)
         return {**dataclasses.asdict(result), **answer.details}
-
-
-def versions() -> dict[str, str]:
-    return {
-        "mmssl": mmssl.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

@@ -20,7 +20,8 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
     for column in ("encoder", "top-1", "95 %", "balanced", "95 %"):
         table.add_column(column, justify="left" if column == "encoder" else "right")
     table.add_row("trained", *_cells(trained))
-    twins = [{**result["untrained"], "difference": result["difference"]}, *result["further_untrained"]]
+    twins = [] if result["untrained"] is None else [{**result["untrained"], "difference": result["difference"]}]
+    twins += result["further_untrained"]
     for twin in twins:
         table.add_row(f"untrained (seed {twin['seed']})", *_cells(twin))
     if result["shuffled"]:

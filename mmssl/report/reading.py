@@ -98,8 +98,12 @@ class Evaluation:
     details: list[tuple[str, str]]
 
 
-MEASURES = {"top1": ("top-1", "majority"), "balanced": ("balanced accuracy", "uniform_balanced")}
-"""Key in the file -> its name, and what chance gives of it: one class always, or one in so many classes."""
+MEASURES = {
+    "top1": ("top-1", "majority"),
+    "balanced": ("balanced accuracy", "uniform_balanced"),
+    **{f"recall_at_{k}": (f"R@{k}", f"recall_at_{k}") for k in (1, 5, 10)},
+}
+"""Key in the file -> its name, and what chance gives of it: one class always, one in so many classes, a blind draw."""
 
 
 TABULATED = ("trained", "untrained", "further_untrained", "difference", "chance", "versions")
@@ -113,9 +117,7 @@ def read_evaluations(out: Path) -> list[Evaluation]:
         content = read_json(file)
         if isinstance(content, dict) and isinstance(content.get("trained"), dict):
             trained = content["trained"]
-            shown = {
-                "chosen": {key: value for key, value in trained.items() if not key.startswith(("top1", "balanced"))}
-            }
+            shown = {"chosen": {key: value for key, value in trained.items() if not key.startswith(tuple(MEASURES))}}
             shown |= {key: value for key, value in content.items() if key not in TABULATED}
             classes = trained.get("per_class", [])
             found.append(Evaluation(file.name, _results(file.stem, content), classes, flatten(_without_tables(shown))))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -12,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
 from mmssl.files import writing
+from mmssl.objectives.base import Objective
 from mmssl.report.build import write_report
 from mmssl.report.neighbours import collect
 from mmssl.training.checkpoint import WHOLE, agree
@@ -30,9 +32,10 @@ def finish(run: Run, display: Display) -> None:
         out = run.settings.out
         try:
             for name, encoder in encoders.items():
-                export(encoder, out / name)
+                export(encoder.save_pretrained, out / name)
             first = next(iter(encoders.values())).to(run.accelerator.device).eval()
-            with writing(out / "report.html"):
+            # Eagerly: files come in batches of another size than the blocks may be compiled for.
+            with writing(out / "report.html"), torch.compiler.set_stance("force_eager"):
                 collect(out, first, run.source, seed=run.settings.seed, workers=run.settings.workers)
                 report = write_report(out)
             display.say(f"Encoder: {', '.join(str(out / name) for name in encoders)}\nReport:  {report}")
@@ -43,24 +46,30 @@ def finish(run: Run, display: Display) -> None:
 
 def exported(run: Run) -> dict[str, Encoder]:
     """The run's encoders with whole weights; empty on other processes under FSDP."""
+    objective = whole_objective(run)
+    return {} if objective is None else objective.exports()
+
+
+def whole_objective(run: Run) -> Objective | None:
+    """The run's objective with whole weights; None on other processes under FSDP. Collective."""
     if getattr(run.accelerator.state, "fsdp_plugin", None) is None:
-        return run.objective.exports()
+        return run.objective
     state = get_model_state_dict(run.model, options=WHOLE)  # collective; whole on the main process only
     if not run.accelerator.is_main_process:
-        return {}
+        return None
     with torch.random.fork_rng():
         fresh = run.build(run.settings).objective  # the trained one holds shards only
     fresh.load_state_dict(state)
-    return fresh.exports()
+    return fresh
 
 
-def export(encoder: Encoder, folder: Path) -> None:
-    """Write an encoder beside, then put it in place, so that the folder is never half written."""
+def export(save: Callable[[Path], Any], folder: Path) -> None:
+    """Write a model beside with `save(folder)`, then put it in place, so that the folder is never half written."""
     part = folder.with_name(f".{folder.name}.part")
     with writing(folder):
         shutil.rmtree(part, ignore_errors=True)
         try:
-            encoder.save_pretrained(part)
+            save(part)
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
         except BaseException:

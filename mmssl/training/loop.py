@@ -20,7 +20,6 @@ from mmssl.data.loader import MediaDataset, make_loader
 from mmssl.data.plan import Plan
 from mmssl.data.sources import open_source
 from mmssl.encoders.layouts import layout_of
-from mmssl.encoders.vit import Block
 from mmssl.errors import UserError
 from mmssl.files import writing
 from mmssl.objectives.base import Objective
@@ -34,7 +33,7 @@ from mmssl.training.progress import Display
 from mmssl.training.recipe import Parts
 from mmssl.training.schedule import warmup_cosine
 from mmssl.training.settings import Settings
-from mmssl.training.start import check_out, make_accelerator, write_recipe
+from mmssl.training.start import check_out, compile_blocks, make_accelerator, write_recipe
 from mmssl.training.step import LossScale, StepOutput, reduced, train_step, wide
 from mmssl.training.watch import Watch
 from mmssl.types import Batch
@@ -52,6 +51,22 @@ def train(settings: S, build: Callable[[S], Parts], *, recipe: str, command: str
     Raises UserError for everything a user can mend; exits with status 130 after Ctrl-C or SIGTERM, everything saved.
     """
     accelerator = make_accelerator(settings)
+    finished = carry_out(accelerator, settings, build, recipe=recipe, command=command)
+    accelerator.end_training()
+    if not finished:
+        sys.exit(130)
+
+
+def carry_out(
+    accelerator: Accelerator,
+    settings: S,
+    build: Callable[[S], Parts],
+    *,
+    recipe: str,
+    command: str,
+    end: Callable[[Run, Display], None] = finish,
+) -> bool:
+    """`train` for one of several runs of a process: its end is `end(run, display)`; False if it was interrupted."""
     settings.check(accelerator.num_processes)
     on_main(accelerator, lambda: None if settings.dry_run else check_out(settings, recipe))
     run = Run(settings, build, accelerator)
@@ -61,15 +76,12 @@ def train(settings: S, build: Callable[[S], Parts], *, recipe: str, command: str
             print(f"{settings.out / name}: only mmssl.Encoder will load it ({reason}).", file=sys.stderr, flush=True)
     if settings.dry_run:
         dry_run(run, recipe)
-        return
+        return True
     on_main(accelerator, lambda: write_recipe(settings, recipe, command, accelerator))
-    finished = run.train()
-    if not finished:
-        if accelerator.is_main_process:
-            print(f"Saved after step {run.step} of {run.total}. To go on:\n  {command}", file=sys.stderr, flush=True)
-        accelerator.end_training()
-        sys.exit(130)
-    accelerator.end_training()
+    finished = run.train(end)
+    if not finished and accelerator.is_main_process:
+        print(f"Saved after step {run.step} of {run.total}. To go on:\n  {command}", file=sys.stderr, flush=True)
+    return finished
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
@@ -115,11 +127,8 @@ class Run:
         self.counts: dict[str, float] = {"files": 0, "skipped_files": 0, "skipped_steps": 0, "bad_in_a_row": 0}
 
     def prepare(self, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
-        device = self.accelerator.device
-        if self.settings.compile and device.type != "cpu":
-            for block in objective.modules():
-                if isinstance(block, Block):
-                    block.compile()
+        if self.settings.compile:
+            compile_blocks(objective, self.accelerator.device)
         optimizer = build_optimizer(objective, self.settings)
         with warnings.catch_warnings():
             # Its successor in DDP cannot be reached through Accelerate yet.
@@ -129,8 +138,8 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------ training
 
-    def train(self) -> bool:
-        """Train to the last step; False if the run was interrupted (it is saved)."""
+    def train(self, end: Callable[[Run, Display], None] = finish) -> bool:
+        """Train to the last step, then `end`; False if the run was interrupted (it is saved)."""
         settings, accelerator = self.settings, self.accelerator
         self.checkpoints = Checkpoints(settings.out, accelerator, settings.keep)
         self.metrics = JsonLines(settings.out / "metrics.jsonl")
@@ -154,7 +163,7 @@ class Run:
         with Interrupt(accelerator) as interrupt, display:
             finished = self.train_steps(saved, interrupt, display)
         if finished:
-            finish(self, display)
+            end(self, display)
         return finished
 
     def resume(self) -> Saved | None:

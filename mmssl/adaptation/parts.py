@@ -1,0 +1,127 @@
+"""What a fine-tuning run is made of: the labelled files of a source, training views, augmentation and the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmssl.adaptation.adapt import adapted, make_head
+from mmssl.adaptation.boxes import Cutout, Erase
+from mmssl.adaptation.classification import Classification
+from mmssl.adaptation.mixing import Mix
+from mmssl.adaptation.rand_augment import RandAugmented
+from mmssl.adaptation.settings import FinetuneSettings
+from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec
+from mmssl.data.media import Media
+from mmssl.data.sources import Source
+from mmssl.data.views import AudioViews, ImageViews, Sample, VideoViews, Views
+from mmssl.encoders.base import Encoder
+from mmssl.evaluation.labels import Task, file_labels
+from mmssl.training.recipe import DeviceView, Parts
+
+
+@dataclass(frozen=True)
+class Labelled(Source):
+    """The labelled files of a source: those of a task, with its classes and its split."""
+
+    source: Source
+    task: Task
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        return self.source.kind
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def rows(self, split: str | None = None) -> np.ndarray:
+        sides = {"train": self.task.train, "test": self.task.test, None: np.union1d(self.task.train, self.task.test)}
+        return sides.get(split, np.arange(0, dtype=np.int64))
+
+    def media(self, row: int) -> Media:
+        return self.source.media(row)
+
+    def label(self, row: int) -> str | None:
+        return self.source.label(row)
+
+    def id(self, row: int) -> str:
+        return self.source.id(row)
+
+    def labels(self) -> list[str]:
+        return list(self.task.classes)
+
+    def problems(self) -> list[tuple[str, str]]:
+        return self.source.problems()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.source.fingerprint
+
+
+@dataclass(frozen=True)
+class LabelledViews(Views):
+    """Views of the labelled training files only."""
+
+    views: Views
+    seed: int
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.views.names
+
+    @property
+    def per_file(self) -> int:  # type: ignore[override]
+        return self.views.per_file
+
+    def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
+        return self.views(media, rng)
+
+    def arrange(self, source: Source, max_bad_share: float) -> Source:
+        return Labelled(source, file_labels(source, self.seed))
+
+    def centre(self) -> Views:
+        return self.views.centre()
+
+
+def training_views(spec: Spec, settings: FinetuneSettings) -> Views:
+    """Random crops (segments) at the encoder's size, with RandAugment."""
+    if isinstance(spec, AudioSpec):
+        return AudioViews(spec.rate, spec.samples, per_file=settings.repeats)
+    if isinstance(spec, ImageSpec):
+        views: Views = ImageViews(spec.size, scale=settings.scale, flip=settings.flip, per_file=settings.repeats)
+    else:
+        views = VideoViews(
+            spec.size,
+            spec.frames,
+            spec.stride,
+            names=("view",),
+            per_file=settings.repeats,
+            crop="random_resized",
+            scale=settings.scale,
+            flip=settings.flip,
+        )
+    operations, strength = settings.randaugment or (0, 0)
+    return RandAugmented(views, operations, strength, fill_of(spec)) if operations else views
+
+
+def fill_of(spec: Spec) -> tuple[float, ...]:
+    """The colour that covers erased places: the mean, which the encoder sees as zeros."""
+    if isinstance(spec, AudioSpec):
+        return (0.0,)
+    return tuple(spec.mean) if spec.colour == "rgb" else (0.5, 0.5, 0.5)
+
+
+def build_parts(settings: FinetuneSettings, encoder: Encoder, classes: tuple[str, ...]) -> Parts:
+    """The objective, views and device views of one fine-tuning run. `encoder` is copied."""
+    start = adapted(encoder, drop=settings.drop_path or 0.0, pooling=settings.pooling)
+    head = make_head(start, len(classes), dropout=settings.dropout)
+    objective = Classification(start, head, classes, layer_decay=settings.layer_decay or 1.0)
+    fill = fill_of(encoder.spec)
+    device_views: Sequence[DeviceView] = (
+        *([Erase(fill, settings.erase)] if settings.erase else []),
+        *([Cutout(settings.cutout, fill)] if settings.cutout else []),
+        Mix(len(classes), settings.mixup, settings.cutmix or 0.0, settings.switch, settings.smoothing),
+    )
+    return Parts(objective, LabelledViews(training_views(encoder.spec, settings), settings.seed), device_views)
