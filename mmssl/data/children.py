@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import queue
 import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import deque
@@ -169,10 +171,18 @@ def serve(act: Callable[[dict[str, Any], Callable[[Answer], None]], None]) -> No
     def tell(answer: Answer) -> None:
         answers.write(json.dumps(answer) + "\n")
 
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            jobs.put(line)
+        os._exit(0)  # the parent is gone, or has no more jobs: nobody waits for the one in work
+
+    threading.Thread(target=listen, daemon=True).start()
     tell({"ready": True})
-    for line in sys.stdin:
-        job = json.loads(line)
-        # If the parent is gone, nobody kills a hanging child; SIGALRM's default action does, whoever holds the lock.
+    while True:
+        job = json.loads(jobs.get())
+        # One that hangs with the interpreter's lock held does not listen; SIGALRM's default action ends it as well.
         signal.alarm(math.ceil(job["limit"]) + 10)
         act(job, tell)
         tell({"done": True})

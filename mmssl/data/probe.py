@@ -55,8 +55,7 @@ def probe(media: Media, tell: Callable[[Facts], None]) -> None:
     whether decord agrees; whoever kills the second step still has the first."""
     kind = media.record.kind
     try:
-        if (media.path.stat().st_size if media.path is not None else media.record.size) == 0:
-            return tell({"problem": "empty file"})
+        refuse_empty(media)
         if kind == "image":
             tell(probe_image(media))
         elif kind == "audio":
@@ -68,6 +67,11 @@ def probe(media: Media, tell: Callable[[Facts], None]) -> None:
                 tell({"backend": "decord" if decord_agrees(media, samples) else "pyav"})
     except Exception as error:  # every library raises its own classes
         tell(verdict(media, error))
+
+
+def refuse_empty(media: Media) -> None:
+    if (media.path.stat().st_size if media.path is not None else media.record.size) == 0:
+        raise UnreadableMedia("empty file")
 
 
 def verdict(media: Media, error: Exception) -> Facts:
