@@ -144,15 +144,15 @@ def fish_positions(film: np.ndarray) -> list[list[Point]]:
     return found
 
 
-def link(positions: list[list[Point]]) -> list[Track]:
-    """Tracks: each is continued by the nearest free blob of the next frame, or ends where none is near."""
+def link(positions: list[list[Point]], step: float = STEP) -> list[Track]:
+    """Tracks: each is continued by the nearest free blob of the next frame, or ends where none is within `step`."""
     ended: list[Track] = []
     active: list[Track] = []
     for number, points in enumerate(positions):
         free, going = dict(enumerate(points)), []
         for track in active:
             nearest = min(range(len(points)), key=lambda i: math.dist(points[i], track[-1][1]), default=-1)
-            if nearest in free and math.dist(free[nearest], track[-1][1]) < STEP:
+            if nearest in free and math.dist(free[nearest], track[-1][1]) < step:
                 track.append((number, free.pop(nearest)))
                 going.append(track)
             else:
