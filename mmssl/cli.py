@@ -1,4 +1,4 @@
-"""The command `mmssl`: pretrain, evaluate, embed, index, doctor. Each imports what it needs when it is asked for."""
+"""The command `mmssl`. Each of its commands imports what it needs when it is asked for."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ commands:
   evaluate knn|linear|finetune|...       how good is an encoder, beside the untrained one and chance
   embed                                  write features with sample ids to parquet
   index DIR                              verify media once: what can be decoded, and what not
+  prepare DIR --out DIR                  copy videos so that clips are read several times faster
   doctor                                 does the installation work, and what to do if not
 
 `mmssl COMMAND --help` lists the options of a command."""
@@ -68,6 +69,7 @@ def pretrain(argv: Sequence[str]) -> None:
 EVALUATIONS = {
     "knn": "mmssl.evaluation.command:KnnSettings",
     "linear": "mmssl.evaluation.command:LinearSettings",
+    "attentive": "mmssl.evaluation.attentive:AttentiveSettings",
     "retrieval": "mmssl.evaluation.retrieval:RetrievalSettings",
     "finetune": "mmssl.adaptation.settings:FinetuneSettings",
     "alignment": "mmssl.evaluation.alignment:AlignmentSettings",
@@ -100,6 +102,16 @@ def index(argv: Sequence[str]) -> None:
         sys.exit(130)
 
 
+def prepare(argv: Sequence[str]) -> None:
+    from mmssl.data.prepare import PrepareSettings, run_prepare
+
+    settings = tyro.cli(PrepareSettings, prog="mmssl prepare", args=list(argv))
+    try:
+        run_prepare(settings)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def doctor(argv: Sequence[str]) -> None:
     if argv:
         print(
@@ -119,6 +131,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "embed": embed,
     "index": index,
+    "prepare": prepare,
     "doctor": doctor,
 }
 

@@ -58,11 +58,16 @@ TINY = {
         *(*CLIPS, *VIT, "--interval", "0.08", "--predictor.width", "24", "--predictor.depth", "1"),
         *("--predictor.heads", "2"),
     ],
+    "video/colourisation": [
+        *("--input.size", "32", "--input.patch", "8", "--input.frames", "3", *VIT, "--encoder.arch", "vit"),
+        *("--head.layers", "0", "--head.out", "8", "--clusters", "4"),
+    ],
     "audio/mae": [*SOUNDS, *VIT, *DECODER],
     "audio/contrastive": [*SOUNDS, *VIT, "--out-width", "16"],
 }
 """Options that make a recipe small enough for a test, at learning rates that show."""
 ELSEWHERE = {
+    "video/colourisation": "test_colourisation.py",
     "video/tcn": "test_tcn.py",
     "video/tcn_single": "test_tcn.py",
     "video/temporal_order": "test_order.py",

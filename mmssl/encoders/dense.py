@@ -94,17 +94,32 @@ class DenseEncoder(Encoder):
         self.head = DenseHead(trunk.width, settings)
 
     def forward(self, view: Tensor, *, lengths: Tensor | None = None, hidden: bool = False) -> Encoded:
-        frames = self.trunk(view.flatten(0, 1))
-        maps = frames.feature_map
-        if maps is None:
-            assert frames.tokens is not None
-            assert frames.grid is not None
-            maps = frames.tokens.transpose(1, 2).unflatten(2, frames.grid[1:])
-        maps = maps.unflatten(0, view.shape[:2]).transpose(1, 2)  # [B,C,T,h,w]
-        embedded = self.head(maps)
+        """`hidden` gives the trunk's states as maps [B,C,T,h,w], and the embedding as the last one."""
+        states = [
+            maps.unflatten(0, view.shape[:2]).transpose(1, 2) for maps in self.states(view.flatten(0, 1), hidden=hidden)
+        ]
+        embedded = self.head(states[-1])
         return Encoded(
-            pooled=embedded.mean((2, 3, 4)), feature_map=embedded, hidden=(maps, embedded) if hidden else None
+            pooled=embedded.mean((2, 3, 4)), feature_map=embedded, hidden=(*states, embedded) if hidden else None
         )
+
+    def still(self, frames: Tensor) -> Tensor:
+        """Embeddings [B,out,h,w] of single frames [B,3,H,W]: the middle map of clips of spec.frames in which nothing
+        moves, for which the trunk runs once."""
+        maps = self.states(frames)[-1].unsqueeze(2).expand(-1, -1, self.spec.frames, -1, -1)
+        middle: Tensor = self.head(maps)[:, :, self.spec.frames // 2]
+        return middle
+
+    def states(self, frames: Tensor, *, hidden: bool = False) -> list[Tensor]:
+        """Maps [B,C,h,w] of frames [B,3,H,W]: the trunk's last one, or those of all its states up to it."""
+        encoded = self.trunk(frames, hidden=hidden)
+        if encoded.feature_map is not None:
+            return list(encoded.hidden or [encoded.feature_map])
+        assert encoded.tokens is not None
+        assert encoded.grid is not None
+        grid, cells = encoded.grid[1:], encoded.tokens.shape[1]
+        states = [*(encoded.hidden or [])[:-1], encoded.tokens]  # the last block's, after the final norm
+        return [tokens[:, -cells:].transpose(1, 2).unflatten(2, grid) for tokens in states]
 
 
 def build_dense(

@@ -12,6 +12,7 @@ from mmssl.adapters.colour import rgb_to_lab
 from mmssl.adapters.specs import AudioSpec, VideoSpec
 from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.dense import DenseEncoder
 from mmssl.encoders.headed import HeadedEncoder
 from mmssl.errors import UserError
 from mmssl.types import Encoded
@@ -82,6 +83,9 @@ class DenseFeatures:
         spec, hidden = self.encoder.spec, self.layer > 0
         if not isinstance(spec, VideoSpec):
             return self.encoder(frame[None], hidden=hidden)
+        if isinstance(self.encoder, DenseEncoder) and not hidden:  # its trunk need not run for every copy
+            embedded = self.encoder.still(frame[None])
+            return Encoded(pooled=embedded.mean((2, 3)), feature_map=embedded)
         clip = frame.expand(1, spec.frames, -1, -1, -1)
         if not isinstance(self.encoder, TokenEncoder):
             return self.encoder(clip, hidden=hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.errors import UserError
+from mmssl.targets.codebook import Codebook
 from mmssl.types import Batch, ObjectiveOutput, Picture
 
 What = Literal["loss", "embed", "pictures"]
@@ -22,11 +24,16 @@ class Objective(nn.Module, ABC):
         views: names of the views in `Batch.views` that the loss reads; the first one is also what 'embed' encodes.
         noise: draws a sample that the loss needs, name -> k; `Batch.noise[name]` is float32 [B,k] in [0,1).
         targets: names in `Batch.targets` that the loss reads.
+        codebook: what the codebook is called that must be fitted on the data before the first step, such as 'colours'
+            (it stands beside the encoder as NAME.safetensors); None for none.
+        fit_samples: samples that `fit` is given.
     """
 
     encoder: Encoder
     views: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    codebook: str | None = None
+    fit_samples: int = 0
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -46,6 +53,15 @@ class Objective(nn.Module, ABC):
 
         Raises UserError where the settings of the objective do not fit it.
         """
+
+    def fit(self, batches: Iterator[Batch]) -> Codebook:
+        """The codebook, from micro-batches of the recipe's own views, read once; on the main process, before the first
+        step of a new run. Parameters are not touched: under FSDP the other processes are not here."""
+        raise NotImplementedError(f"{type(self).__name__} asks for a codebook and does not fit it")
+
+    def adopt(self, codebook: Codebook) -> None:
+        """Take over the run's codebook; on every process, before the first step and whenever the run goes on. The file
+        of the run is where it is kept: hold it in a buffer with persistent=False."""
 
     def forward(self, batch: Batch, what: What = "loss") -> Any:
         """The only door by which parameters are touched (FSDP gathers them here). Changes no state.

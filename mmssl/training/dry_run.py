@@ -39,6 +39,8 @@ def dry_run(run: Run, recipe: str) -> None:
             say(f"first micro-batch: {kind} {name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}")
     run.model.eval()
     with torch.no_grad():
+        if run.objective.codebook is not None:  # fitted on one batch: enough to see and to time
+            run.objective.adopt(run.objective.fit(iter([batch])))
         pictures = run.model(first_batch(run, SHOWN), what="pictures")
     run.model.train()
     if accelerator.is_main_process:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def finish(run: Run, display: Display) -> None:
         out = run.settings.out
         try:
             for name, encoder in encoders.items():
-                export(encoder.save_pretrained, out / name)
+                export(partial(save, run, encoder), out / name)
             first = next(iter(encoders.values())).to(run.accelerator.device).eval()
             # Eagerly: files come in batches of another size than the blocks may be compiled for.
             with writing(out / "report.html"), torch.compiler.set_stance("force_eager"):
@@ -61,6 +62,13 @@ def whole_objective(run: Run) -> Objective | None:
         fresh = run.build(run.settings).objective  # the trained one holds shards only
     fresh.load_state_dict(state)
     return fresh
+
+
+def save(run: Run, encoder: Encoder, folder: Path) -> None:
+    """Write an encoder, and what was fitted for it beside it."""
+    encoder.save_pretrained(folder)
+    if run.codebook is not None:
+        run.codebook.save(folder / f"{run.objective.codebook}.safetensors")
 
 
 def export(save: Callable[[Path], Any], folder: Path) -> None:

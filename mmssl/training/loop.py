@@ -24,6 +24,7 @@ from mmssl.errors import UserError
 from mmssl.files import writing
 from mmssl.objectives.base import Objective
 from mmssl.training.checkpoint import Checkpoints, Saved, agree
+from mmssl.training.codebook import settle_codebook
 from mmssl.training.dry_run import dry_run
 from mmssl.training.finish import finish
 from mmssl.training.interrupt import Interrupt
@@ -160,6 +161,7 @@ class Run:
         )
         if saved is not None:
             display.say(f"Going on after step {self.step} of {self.total}, from {saved.folder}.")
+        self.codebook = settle_codebook(self, saved, display)
         with Interrupt(accelerator) as interrupt, display:
             finished = self.train_steps(saved, interrupt, display)
         if finished:
@@ -328,7 +330,9 @@ class Run:
 
     def save(self) -> None:
         began = time.perf_counter()
-        state = {"total": self.total, "rows": len(self.rows), "counts": self.saved_counts()}
+        state: dict[str, Any] = {"total": self.total, "rows": len(self.rows), "counts": self.saved_counts()}
+        if self.codebook is not None:
+            state["codebook"] = self.codebook.sha256
         self.checkpoints.save(self.step, self.model, self.optimizer, state, self.scale)
         self.since += time.perf_counter() - began  # saving is no part of the speed of training
 

@@ -6,6 +6,7 @@ Outside references: torchvision's own dilated layer4 (with its dilation taken ou
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,31 @@ def test_maps_of_clips() -> None:
             patch = encoder.trunk(clip[b : b + 1, t]).tokens[0, 2 * 5 + 3]  # row 2, column 3
             assert_close(alone[:, 2, 3], encoder.head.project.weight.flatten(1) @ patch + encoder.head.project.bias)
     assert conv_dense()(torch.rand(1, 2, 3, 60, 107)).feature_map.shape == (1, 6, 2, 8, 14)
+
+
+@pytest.mark.parametrize("frames", [3, 4])
+def test_a_still_frame_is_the_middle_of_a_clip_in_which_nothing_moves(frames: int) -> None:
+    encoder = conv_dense()
+    encoder.spec = replace(CLIP, frames=frames)
+    picture = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
+    expected = encoder(picture[:, None].expand(-1, frames, -1, -1, -1)).feature_map[:, :, frames // 2]
+    assert_close(encoder.still(picture), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_states() -> None:
+    clip = torch.randint(0, 256, (2, 3, 3, 32, 40), dtype=torch.uint8)
+    for encoder, count in ((conv_dense(), 6), (vit_dense(), 3)):
+        encoded = encoder(clip, hidden=True)
+        assert encoded.hidden is not None
+        assert len(encoded.hidden) == count
+        assert_close(encoded.feature_map, encoder(clip).feature_map, rtol=0, atol=0)
+        assert_close(encoded.hidden[-1], encoded.feature_map, rtol=0, atol=0)
+        assert_close(encoder.head(encoded.hidden[-2]), encoded.feature_map, rtol=1e-5, atol=1e-5)
+        trunk = encoder.trunk(clip[:, 1], hidden=True)
+        first = (
+            trunk.hidden[0] if trunk.tokens is None else trunk.hidden[0][:, -20:].transpose(1, 2).unflatten(2, (4, 5))
+        )
+        assert_close(encoded.hidden[0][:, :, 1], first, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [conv_dense, vit_dense])

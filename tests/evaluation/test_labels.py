@@ -89,6 +89,7 @@ def test_speed_uses_one_stride_that_most_files_are_long_enough_for():
     spec = VideoSpec(size=32, frames=8, stride=4, patch=16)
     task, views = footage_labels(source(*files(None, 18, frames=60), *files("x", 2, frames=20)), spec, "speed", seed=0)
     assert isinstance(views, SpeedViews)
+    assert isinstance(views, SpeedViews)
     assert views.stride == 2
     assert task.classes == ("1x", "2x", "4x")
     assert len(task.train) + len(task.test) == 18
@@ -105,6 +106,7 @@ def test_speed_is_refused_for_pictures_and_for_short_videos():
 def test_arrow_needs_one_clip_of_the_encoder_only():
     spec = VideoSpec(size=32, frames=8, stride=4, patch=16)
     task, views = footage_labels(source(*files(None, 18, frames=29), *files("x", 2, frames=28)), spec, "arrow", seed=0)
+    assert isinstance(views, ArrowViews)
     assert isinstance(views, ArrowViews)
     assert views.stride == 4
     assert task.classes == ("forward", "reversed")
