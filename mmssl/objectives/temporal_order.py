@@ -3,6 +3,8 @@ section 3) of frames, of clips, and of segments of sound."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,6 +94,15 @@ def pairwise_auc(positive: Tensor, negative: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid.any(), (right * weight).sum() / weight.sum().clamp_min(1), 0.5)
 
 
+def balanced_accuracy(score: Tensor, valid: Tensor, negative_share: float) -> Tensor:
+    """Mean recall of both classes over valid [B] windows; 0.5 where there is none. score [B,6]: log odds of 'in order'
+    of TUPLES, cut where they equal those of the share that the classifier was trained at: at 0 a classifier that knows
+    little of three negatives in four never says 'in order', however well it ranks."""
+    above = score > math.log((1 - negative_share) / negative_share)
+    recalls = [mean_over(hit.float(), valid, 0.5) for hit in (above[:, :IN_ORDER], ~above[:, IN_ORDER:])]
+    return torch.stack(recalls).mean()
+
+
 class TemporalOrder(Objective):
     """Shuffle and Learn (Misra et al. 2016): tell (b,c,d) from (b,a,d) and (b,e,d), places a < b < c < d < e of one
     window, by a siamese encoder, concatenated features and a classifier.
@@ -169,14 +180,12 @@ class TemporalOrder(Objective):
         terms = order_loss(logits, self.negative_share)
         count = valid.sum().float().clamp_min(NO_TERMS)
         score = (logits[..., 1] - logits[..., 0]).detach()
-        positive, negative = score[:, :IN_ORDER], score[:, IN_ORDER:]
-        recalls = [mean_over(hit.float(), valid, 0.5) for hit in (positive > 0, negative <= 0)]
         return ObjectiveOutput(
             loss=(terms * valid).sum() / count,
             count=count,
             metrics={
-                "balanced_accuracy": torch.stack(recalls).mean(),
-                "auc": pairwise_auc(positive, negative, valid),
+                "balanced_accuracy": balanced_accuracy(score, valid, self.negative_share),
+                "auc": pairwise_auc(score[:, :IN_ORDER], score[:, IN_ORDER:], valid),
                 "usable": valid.float().mean(),
             },
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from mmssl.objectives.temporal_order import (
     TUPLES,
     TemporalOrder,
     admissible_pairs,
+    balanced_accuracy,
     draw_tuples,
     order_loss,
     pairwise_auc,
@@ -45,7 +47,7 @@ def objective(encoder: Encoder | None = None, **options: object) -> TemporalOrde
     return TemporalOrder(encoder or image_encoder(), **given)
 
 
-def batch_of(view: Tensor, task: TemporalOrder, generator: torch.Generator, **more: dict[str, Tensor]) -> Batch:
+def batch_of(view: Tensor, task: TemporalOrder, generator: torch.Generator, **more: Any) -> Batch:
     noise = {name: torch.rand(len(view), k, generator=generator) for name, k in task.noise.items()}
     return Batch({"window": view}, torch.arange(len(view)), noise, **more)
 
@@ -189,6 +191,18 @@ def test_auc_is_the_mann_whitney_statistic() -> None:
     expected = u / (2 * valid.sum() * 4 * valid.sum())
     assert pairwise_auc(positive, negative, valid).item() == pytest.approx(float(expected), rel=1e-6)
     assert pairwise_auc(positive, negative, torch.zeros(20, dtype=torch.bool)).item() == 0.5
+
+
+def test_balanced_accuracy_cuts_at_the_odds_of_the_share() -> None:
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randn(30, 6, generator=generator) - 1
+    valid = torch.rand(30, generator=generator) < 0.6
+    probability = 1 / (1 + np.exp(-score[valid].double().numpy()))
+    said = probability > 0.25  # three negatives in four
+    expected = (said[:, :2].mean() + (~said[:, 2:]).mean()) / 2
+    assert balanced_accuracy(score, valid, 0.75).item() == pytest.approx(expected, rel=1e-6)
+    assert balanced_accuracy(torch.full((4, 6), -0.9), torch.ones(4, dtype=torch.bool), 0.75).item() == 0.5
+    assert balanced_accuracy(score, torch.zeros(30, dtype=torch.bool), 0.75).item() == 0.5
 
 
 def test_tuples_are_those_of_the_paper() -> None:
