@@ -41,7 +41,7 @@ def sincos_2d(height: int, width: int, dim: int) -> Tensor:
 
 def join_separable(space: Tensor, time: Tensor) -> Tensor:
     """The table [1,T*H*W,D] of a clip's grid from one over its cells [1,H*W,D] and one over time [1,T,D]: their sum
-    (Feichtenhofer et al. 2022, MAE-ST, section 3.1)."""
+    (MAE-ST, Feichtenhofer et al. 2022, arXiv:2205.09113)."""
     return (time.unsqueeze(2) + space.unsqueeze(1)).flatten(1, 2)
 
 
@@ -72,12 +72,12 @@ def interpolate(pos: Tensor, grid: Grid, wanted: Grid) -> Tensor:
 
 
 def rope_3d(grid: Grid, channels: int, device: torch.device | None = None) -> Tensor:
-    """Cosines and sines of V-JEPA 2's rotary positions (Assran et al. 2025, arXiv:2506.09985, section 2.1; the numbers
-    are those of its released weights, as transformers' VJEPA2Model has them).
+    """Cosines and sines of V-JEPA 2's rotary positions (Assran et al. 2025, arXiv:2506.09985), as its released weights
+    want them (transformers' VJEPA2Model).
 
     Three equal parts of the channels of a head turn by frame, row and column; what does not divide by six stays as it
     is. Channel i of a part of n has the rate 10000^(-2j/n) with j = i modulo n/2. So the two channels of a pair, (0,1),
-    (2,3) and so on, have different rates and are not rotated in the strict sense; the released weights want it so.
+    (2,3) and so on, have different rates and are not rotated in the strict sense.
 
     Args:
         channels: E of one head.

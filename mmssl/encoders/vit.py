@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +19,7 @@ from mmssl.types import Encoded, Tokens
 
 Bias = Literal["full", "qv", "none"]
 Positions = Literal["sincos", "learned", "sincos1d", "separable", "rope3d"]
+Initial = Literal["xavier", "truncated"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class ViTSettings:
     pooling: Literal["mean", "cls", "prefix"] = "mean"
     """What `Encoded.pooled` is: mean over patch tokens, the first prefix token, or the mean of the prefix tokens."""
     final_norm: bool = True
+    initial: Initial = "xavier"
+    """How weights start: 'xavier' as MAE's and VideoMAE's, 'truncated' as V-JEPA's and BEiT's."""
 
 
 def vit_preset(name: Literal["tiny", "small", "base", "large", "huge"]) -> tuple[int, int, int]:
@@ -148,6 +153,20 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def initialise_truncated(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Weights as V-JEPA 2's code starts them: normal matrices of deviation 0.02, zero biases, unit norms; what the two
+    branches of `blocks`, some of the submodules, put out is scaled by 1 / sqrt(2 n) in the n-th."""
+    for part in module.modules():
+        initialise(part)
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.Conv3d):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+    with torch.no_grad():
+        for number, block in enumerate(blocks, start=1):
+            assert isinstance(block, Block)
+            for branch in (block.attn.proj, block.mlp.fc2):
+                branch.weight.div_(math.sqrt(2 * number))
+
+
 class ViT(TokenEncoder):
     """A vision transformer over the tokens of any adapter.
 
@@ -201,7 +220,10 @@ class ViT(TokenEncoder):
             for rate in rates
         )
         self.norm = nn.LayerNorm(self.width, eps=settings.norm_eps) if settings.final_norm else nn.Identity()
-        self.apply(initialise)
+        if settings.initial == "xavier":
+            self.apply(initialise)
+        else:
+            initialise_truncated(self, self.blocks)
         for parameter in self.parameters(recurse=False):  # prefix tokens and learned positions
             nn.init.normal_(parameter, std=0.02)
 

@@ -13,7 +13,7 @@ from mmssl.adapters.base import Pixels
 from mmssl.distributed import gather
 from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.encoders.positions import rope_3d
-from mmssl.encoders.vit import Block, ViT, fixed_positions, gather_rope, initialise
+from mmssl.encoders.vit import Block, ViT, fixed_positions, gather_rope, initialise_truncated
 from mmssl.errors import UserError
 from mmssl.objectives.base import Objective
 from mmssl.objectives.masks import Mask, MaskMaker
@@ -28,8 +28,8 @@ def latent_targets(features: Tensor) -> Tensor:
 
 
 def latent_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Mean absolute error in fp32 (Bardes et al. 2024, V-JEPA, arXiv:2404.08471, equation 1; V-JEPA 2 the same): over
-    the tokens and channels of a kind of mask, then over the kinds, so that each weighs the same whatever it hides.
+    """Mean absolute error in fp32 (Bardes et al. 2024, V-JEPA, arXiv:2404.08471, and V-JEPA 2): over the tokens
+    and channels of a kind of mask, then over the kinds, so that each weighs the same whatever it hides.
 
     Args:
         predictions, targets: for each kind [B,M,D], M its own.
@@ -63,7 +63,7 @@ class Predictor(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, encoder.width)
-        self.apply(initialise)
+        initialise_truncated(self, self.blocks)
 
     def forward(self, context: Tensor, mask: Mask, kind: int) -> Tensor:
         """Predicted tokens [B,M,D] at mask.masked from context [B,V,D] at mask.visible."""
@@ -79,7 +79,7 @@ class Predictor(nn.Module):
 
 
 class LatentPrediction(Objective):
-    """V-JEPA (Bardes et al. 2024, arXiv:2404.08471) and V-JEPA 2 (Assran et al. 2025, arXiv:2506.09985, section 2.1).
+    """V-JEPA (Bardes et al. 2024, arXiv:2404.08471) and V-JEPA 2 (Assran et al. 2025, arXiv:2506.09985).
 
     For each kind of mask the encoder sees the visible tokens and a predictor guesses the targets of the hidden ones:
     the tokens, normalised, that a teacher makes of the whole clip. The teacher is an average of the encoder's

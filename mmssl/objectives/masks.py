@@ -175,7 +175,7 @@ class RunningCellMask(MaskMaker):
 @dataclass(frozen=True)
 class MultiBlockMask(MaskMaker):
     """Mask the cells under `blocks` rectangles at every time, each of `scale` of the frame (V-JEPA, Bardes et al. 2024,
-    section 3.2, and V-JEPA 2: 8 blocks of 0.15 and 2 of 0.7, height / width from 0.75 to 1.5).
+    and V-JEPA 2: 8 blocks of 0.15 and 2 of 0.7, height / width from 0.75 to 1.5).
 
     The blocks overlap, so how many cells they leave differs from sample to sample. The released code then cuts visible
     and masked tokens of all samples to the smallest count in the batch, which depends on the batch and so on the number

@@ -3,9 +3,9 @@
 paper      Assran et al. 2025, V-JEPA 2, arXiv:2506.09985; Bardes et al. 2024, V-JEPA, arXiv:2404.08471
 command    mmssl pretrain video/vjepa --data DIR --out DIR
            accelerate launch recipes/video/vjepa.py --data DIR --out DIR
-values     of facebookresearch/vjepa2, configs/train: 16 frames at 4 a second, 256 px, masks, predictor, L1, constant
-           EMA, weight decay and peak rate. Ours: the rate starts at 0 (there at 1e-4); betas, crop and flip, which its
-           text does not give; one stage, without the cool-down on 64 frames.
+values     of facebookresearch/vjepa2, configs/train. Different here: the rate starts at 0 (there at 1e-4), masks have
+           fixed counts (see MultiBlockMask), and there is one stage, without the cool-down on 64 frames.
+advice     give footage of little contrast its own --input.mean and --input.std: under ImageNet's, its targets collapse
 published  frozen attentive probe, ViT-L: Something-Something v2 73.7 %, Diving48 89.0 %; ViT-g, 384 px: 77.3 %, 90.2 %
 ours       not measured yet
 """
@@ -48,7 +48,9 @@ class Settings(Common):
     input: VideoSpec = field(default_factory=lambda: VideoSpec(size=256, stride=7))
     """Evaluation takes every 7th frame, a quarter of a second of 30 a second."""
     encoder: EncoderSettings = field(
-        default_factory=lambda: EncoderSettings(width=1024, depth=24, heads=16, prefix=0, positions="rope3d")
+        default_factory=lambda: EncoderSettings(
+            width=1024, depth=24, heads=16, prefix=0, positions="rope3d", initial="truncated"
+        )
     )
     """ViT-L with rotary positions over time, rows and columns."""
     predictor: Predictor = field(default_factory=Predictor)
@@ -60,9 +62,11 @@ class Settings(Common):
     """Seconds from one frame of a clip to the next; input.stride counts if not given."""
     scale: tuple[float, float] = (0.3, 1.0)
     """Share of the frame's area that a crop covers."""
+    ratio: tuple[float, float] = (0.75, 1.35)
+    """Width / height of a crop."""
     flip: bool = True
 
-    epochs: float = 33  # 240,000 steps of 3,072 clips over 22 million videos
+    epochs: float = 33  # our choice: about its 240,000 steps of 3,072 clips, if 22 million videos are the data
     batch_size: int = 3072
     lr_per: int = 3072
     base_lr: float = 5.25e-4
@@ -94,6 +98,7 @@ def build(settings: Settings) -> Parts:
         interval=settings.interval,
         crop="random_resized",
         scale=settings.scale,
+        ratio=settings.ratio,
         flip=settings.flip,
     )
     return Parts(objective, views)

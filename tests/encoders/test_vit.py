@@ -149,6 +149,19 @@ def test_initialisation_is_maes() -> None:
     assert "pos" not in vit.state_dict()
 
 
+def test_truncated_initialisation_is_vjepas() -> None:
+    vit = ViT(ImagePatches(ImageSpec(), 192), ViTSettings(192, 3, 3, initial="truncated"))
+    for number, block in enumerate(vit.blocks, start=1):
+        assert isinstance(block, Block)
+        plain, scaled = (block.attn.qkv, block.mlp.fc1), (block.attn.proj, block.mlp.fc2)
+        for layer in plain:
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.03)
+        for layer in scaled:
+            assert layer.weight.std().item() == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.03)
+    assert vit.adapter.projection.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    assert not any(p.any() for name, p in vit.named_parameters() if name.endswith("bias"))
+
+
 def test_bf16_autocast_keeps_the_residual_stream_in_fp32() -> None:
     vit, view = image_vit().eval(), torch.rand(2, 3, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
