@@ -31,6 +31,8 @@ from mmssl.types import Batch
 
 TRIES = 10
 """Rows tried for one draw before the data is called broken."""
+CANDIDATES = 100
+"""Rows looked up in the index for one that is long enough to replace another."""
 STALL = 120.0
 """Seconds without a batch and without a worker that reads, after which one is taken for lost; starting takes less."""
 
@@ -70,11 +72,15 @@ class MediaDataset:
         Raises:
             UserError: `TRIES` rows one after another cannot be read.
         """
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, draw.epoch, draw.row])))
+        seeds = [self.seed, draw.epoch, draw.row]
+        if draw.cut is not None and draw.cut.part:
+            seeds.append(draw.cut.part)
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seeds)))
+        views = self.views if draw.cut is None else self.views.cut_to(draw.cut)
         row, skipped = draw.row, list[tuple[int, str]]()
         while True:
             try:
-                samples = self._read(row, rng)
+                samples = self._read(views, row, rng)
                 return Loaded(row, samples, [self._noise(rng) for _ in samples], skipped)
             except (UnreadableMedia, OSError, ValueError) as error:
                 skipped.append((row, str(error)))
@@ -84,14 +90,24 @@ class MediaDataset:
                     f"{len(skipped)} file(s) in a row could not be read, the first being {self.source.id(first)} "
                     f"({reason}): run `mmssl index` on the data to list the bad files, and mend or remove them."
                 )
-            row = int(self.rows[rng.integers(len(self.rows))])
+            if draw.cut is not None:
+                views = self.views.cut_to(draw.cut._replace(part=0, parts=1))  # anywhere in another recording
+            row = self._other(self.rows, views, rng)
 
-    def _read(self, row: int, rng: np.random.Generator) -> list[Sample]:
+    def _other(self, rows: np.ndarray, views: Views, rng: np.random.Generator) -> int:
+        """A row that these views can cut, as far as the index knows."""
+        for _ in range(CANDIDATES):
+            row = int(rows[rng.integers(len(rows))])
+            if views.fits(self.source.media(row).record):
+                break
+        return row
+
+    def _read(self, views: Views, row: int, rng: np.random.Generator) -> list[Sample]:
         if self.reading is None:
-            return self.views(self.source.media(row), rng)
+            return views(self.source.media(row), rng)
         self.reading[1:] = row, time.monotonic_ns()
         try:
-            return self.views(self.source.media(row), rng)
+            return views(self.source.media(row), rng)
         finally:
             self.reading[1] = -1
 

@@ -9,11 +9,23 @@ import numpy as np
 from mmssl.errors import UserError
 
 
+class Cut(NamedTuple):
+    """What the plan decides about a crop of a recording."""
+
+    frames: int
+    """Length, that of the whole micro-batch."""
+    part: int = 0
+    """Which of `parts` equal parts of a long recording the crop lies in."""
+    parts: int = 1
+
+
 class Draw(NamedTuple):
     """One reading of one row; with the run's seed it fixes every random choice made while the row is read."""
 
     epoch: int
     row: int
+    cut: Cut | None = None
+    """None: the views know how much they cut."""
 
 
 class Plan:

@@ -20,7 +20,8 @@ from torch import Tensor
 from mmssl.data.audio import read_audio
 from mmssl.data.crops import MULTISCALE, centre_crop, crop_and_resize, multiscale_box, random_resized_box
 from mmssl.data.images import decode_image
-from mmssl.data.media import Media, UnreadableMedia, motion_step
+from mmssl.data.media import Media, Record, UnreadableMedia, motion_step
+from mmssl.data.plan import Cut
 from mmssl.data.video import open_video
 
 if TYPE_CHECKING:
@@ -61,6 +62,14 @@ class Views(ABC):
     @abstractmethod
     def centre(self) -> Views:
         """The deterministic evaluation version: one sample a file with one view, named 'view'."""
+
+    def cut_to(self, cut: Cut) -> Views:
+        """These views for the samples of one micro-batch, where the plan decides how long those are."""
+        raise TypeError(f"{type(self).__name__} cuts samples of one size")
+
+    def fits(self, record: Record) -> bool:
+        """Whether a file can be cut, by what the index knows of it: replacements are chosen among these."""
+        return True
 
     def arrange(self, source: Source, max_bad_share: float) -> Source:
         """The rows that these views cut: the files of `source`, or what several of them make together. Raises UserError
