@@ -64,6 +64,7 @@ TINY = {
     ],
     "audio/mae": [*SOUNDS, *VIT, *DECODER],
     "audio/contrastive": [*SOUNDS, *VIT, "--out-width", "16"],
+    "audio/cola": ["--input.mels", "32", "--input.frames", "32", "--seconds", "0.4", "--out-width", "16"],
 }
 """Options that make a recipe small enough for a test, at learning rates that show."""
 ELSEWHERE = {

@@ -55,6 +55,8 @@ class AudioSpec:
     mean: float = -4.2677393
     """Of log-mel values over AudioSet; the input becomes (x - mean) / (2 std), as ASTFeatureExtractor has it."""
     std: float = 4.5689974
+    front: Literal["kaldi", "cola"] = "kaldi"
+    """How sound becomes log-mel values: 'kaldi' as ASTFeatureExtractor (`LogMel`), 'cola' as COLA (`LogMagnitude`)."""
 
     @property
     def samples(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
 from mmssl.adapters.base import Adapter, Front
+from mmssl.adapters.cola import LogMagnitude
 from mmssl.adapters.specs import AudioSpec
 from mmssl.errors import UserError
 
@@ -81,7 +82,7 @@ class SpectrogramPatches(Adapter):
 
     def __init__(self, spec: AudioSpec, width: int) -> None:
         super().__init__()
-        self.front = LogMel(spec)
+        self.front = LogMagnitude(spec) if spec.front == "cola" else LogMel(spec)
         self.patch, self.stride = (1, spec.patch, spec.patch), (1, spec.stride, spec.stride)
         self.projection = nn.Conv2d(1, width, spec.patch, spec.stride)
 

@@ -192,16 +192,17 @@ class Photometric:
 @dataclass
 class GaussianNoise:
     """White noise added to waveforms [B,S], `scale` times the root mean square of each sample's view (its padding left
-    alone).
+    alone), or with `relative` False of the standard deviation `scale` everywhere.
 
     COLA (Saeed et al. 2021, arXiv:2010.10915) adds it to the positive only: 0.001 to a whole clip of unit L2 norm,
-    which for its 10 s at 16 kHz is a scale of 0.4 (8 dB).
+    which for its 10 s at 16 kHz is a relative scale of 0.4 (8 dB).
     """
 
     names: tuple[str, ...]
     scale: float
     samples: int
     """S, the length of the views."""
+    relative: bool = True
     noise: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -221,6 +222,8 @@ class GaussianNoise:
         radius, angle = noise.chunk(2, dim=1)  # Box and Muller 1958: two uniform draws are two normal ones
         radius, angle = torch.sqrt(-2 * torch.log1p(-radius)), 2 * math.pi * angle
         normal = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :length]
+        if not self.relative:
+            return wave + self.scale * normal
         real = torch.full_like(wave[:, 0], length) if lengths is None else lengths.to(wave.dtype)
         inside = torch.arange(length, device=wave.device) < real[:, None]
         level = (wave.square().sum(1) / real).sqrt()

@@ -21,8 +21,8 @@ class Encoder(nn.Module, ABC):
     Attributes:
         width: D, the width of `pooled` and of the tokens.
         spec: what the encoder takes (size, frames, rate, mean and std).
-        pooling: how `pooled` is made: 'mean' (over patch tokens or the feature map), 'cls', or 'prefix' (mean of the
-            prefix tokens).
+        pooling: how `pooled` is made: 'mean' (over patch tokens or the feature map), 'max' (over the feature map),
+            'cls', or 'prefix' (mean of the prefix tokens).
     """
 
     width: int

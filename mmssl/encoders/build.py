@@ -1,4 +1,4 @@
-"""From settings to an encoder: what recipes share when they wire a ViT or a ResNet to its input."""
+"""From settings to an encoder: what recipes share when they wire a ViT, a ResNet or an EfficientNet to its input."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from mmssl.adapters.base import Adapter, Front
+from mmssl.adapters.cola import LogMagnitude
 from mmssl.adapters.image import ImagePatches, ImagePixels
 from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec
 from mmssl.adapters.spectrogram import LogMel, SpectrogramPatches
@@ -13,19 +14,23 @@ from mmssl.adapters.stack import StackedFrames, StackedPatches
 from mmssl.adapters.video import VideoPixels, VideoTubelets
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.efficientnet import EfficientNet, EfficientNetSettings
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
 
 
 @dataclass(frozen=True)
 class EncoderSettings(ViTSettings):
-    """A ViT of any size, or a ResNet, which knows `arch`, `stem` and `output_stride` only."""
+    """A ViT of any size; a ResNet, which knows `arch`, `stem` and `output_stride` only; or an EfficientNet, which knows
+    `arch`, `pool` and, as its drop-connect rate, `drop_path`."""
 
-    arch: Literal["vit", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "vit"
+    arch: Literal["vit", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "efficientnet_b0"] = "vit"
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """Of a ResNet; 'cifar' (3x3, no pooling) suits images of about 32 pixels."""
     output_stride: int | None = None
     """Of a ResNet: pixels a cell of its last map; 32 (8 with the 'cifar' stem) if not given, 8 for dense features."""
+    pool: Literal["mean", "max"] = "mean"
+    """Of an EfficientNet: how its last map becomes one vector."""
 
 
 def build_adapter(spec: Spec, width: int) -> Adapter:
@@ -41,7 +46,7 @@ def build_front(spec: Spec) -> Front:
     if isinstance(spec, ImageSpec):
         return ImagePixels(spec)
     if isinstance(spec, AudioSpec):
-        return LogMel(spec)
+        return LogMagnitude(spec) if spec.front == "cola" else LogMel(spec)
     return VideoPixels(spec) if spec.stack == "none" else StackedFrames(spec)
 
 
@@ -62,4 +67,8 @@ def build_encoder(spec: Spec, settings: EncoderSettings, init: str | None = None
     if settings.arch == "vit":
         plain = ViTSettings(**{field.name: getattr(settings, field.name) for field in fields(ViTSettings)})
         return ViT(build_adapter(spec, settings.width), plain)
+    if settings.arch == "efficientnet_b0":
+        return EfficientNet(
+            build_front(spec), EfficientNetSettings(drop_connect=settings.drop_path, pooling=settings.pool)
+        )
     return ConvEncoder(build_front(spec), settings.arch, settings.stem, settings.output_stride)

@@ -17,6 +17,7 @@ POOLED = {
     "mean": "the mean over patch tokens (without prefix tokens), or over the feature map of a convolutional net",
     "cls": "the first token",
     "prefix": "the mean of the prefix tokens",
+    "max": "the maximum over the feature map",
     "head": "the embedding that the head makes of the trunk's features",
 }
 

@@ -19,9 +19,12 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import build_adapter, build_front
 from mmssl.encoders.conv import BLOCKS, WIDTHS, ConvEncoder
 from mmssl.encoders.dense import DenseEncoder, DenseSettings
+from mmssl.encoders.efficientnet import EfficientNet, EfficientNetSettings
+from mmssl.encoders.efficientnet import config_of as efficientnet_config
 from mmssl.encoders.headed import HeadedEncoder, HeadSettings, build_head
 from mmssl.encoders.layouts import (
     AST,
+    EFFICIENTNET,
     POSITIONS,
     RESNET_MODEL,
     VIDEOMAE,
@@ -53,6 +56,8 @@ def own_facts(encoder: Encoder) -> dict[str, Any]:
         facts["settings"] = asdict(encoder.settings)
     elif isinstance(encoder, ConvEncoder):
         facts |= {"arch": encoder.arch, "stem": encoder.stem, "output_stride": encoder.output_stride}
+    elif isinstance(encoder, EfficientNet):
+        facts["settings"] = asdict(encoder.settings)
     elif isinstance(encoder, DenseEncoder):
         facts |= {"head": asdict(encoder.settings), "trunk": own_facts(encoder.trunk)}
     elif isinstance(encoder, HeadedEncoder):
@@ -71,7 +76,10 @@ def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
         }
     from transformers import AutoConfig
 
-    settings = _resnet_config(encoder) if isinstance(encoder, ConvEncoder) else _vit_config(encoder, layout)
+    if isinstance(encoder, EfficientNet):
+        settings = efficientnet_config(encoder)
+    else:
+        settings = _resnet_config(encoder) if isinstance(encoder, ConvEncoder) else _vit_config(encoder, layout)
     config = AutoConfig.for_model(layout.model_type, **settings, mmssl=facts)
     config.architectures = [layout.architecture]
     config.dtype = "float32"
@@ -153,6 +161,10 @@ def build(
     facts = config.get("mmssl")
     if layout is RESNET_MODEL:
         return _build_resnet(hub, facts, processor, folder)
+    if layout is EFFICIENTNET:
+        if facts is None:
+            raise UserError(f"{folder} holds an EfficientNet that mmssl did not write; it reads only its own.")
+        return from_facts(facts, folder)
     if hub.hidden_act != "gelu":
         raise UserError(f"{folder} has the activation '{hub.hidden_act}'; mmssl reads models with 'gelu'.")
     if facts is not None:
@@ -247,6 +259,8 @@ def from_facts(facts: dict[str, Any], folder: Path) -> Encoder:
         return HeadedEncoder(trunk, build_head(trunk, HeadSettings(**facts["head"])))
     if facts["encoder"] == "ConvEncoder":
         return ConvEncoder(build_front(spec), facts["arch"], facts["stem"], facts.get("output_stride"))
+    if facts["encoder"] == "EfficientNet":
+        return EfficientNet(build_front(spec), EfficientNetSettings(**facts["settings"]))
     settings = _settings_from_facts(facts, folder)
     return ViT(build_adapter(spec, settings.width), settings)
 

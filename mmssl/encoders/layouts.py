@@ -16,6 +16,7 @@ from mmssl.adapters.specs import AudioSpec, VideoSpec
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import OWN_STRIDE, ConvEncoder
 from mmssl.encoders.dense import DenseEncoder
+from mmssl.encoders.efficientnet import EfficientNet
 from mmssl.encoders.headed import HeadedEncoder
 from mmssl.encoders.positions import join_separable, split_separable
 from mmssl.encoders.vit import ViT
@@ -143,7 +144,11 @@ VIVIT = Layout("vivit", "VivitModel", "vivit.")
 VJEPA2 = Layout("vjepa2", "VJEPA2Model", "vjepa2.")
 AST = Layout("audio-spectrogram-transformer", "ASTModel", "audio_spectrogram_transformer.")
 RESNET_MODEL = Layout("resnet", "ResNetModel", "resnet.")
-READABLE = {layout.model_type: layout for layout in (VIT, VIT_MAE, IJEPA, VIDEOMAE, VIVIT, VJEPA2, AST, RESNET_MODEL)}
+EFFICIENTNET = Layout("efficientnet", "EfficientNetModel", "efficientnet.")
+READABLE = {
+    layout.model_type: layout
+    for layout in (VIT, VIT_MAE, IJEPA, VIDEOMAE, VIVIT, VJEPA2, AST, RESNET_MODEL, EFFICIENTNET)
+}
 """Never written: vit_mae, which shuffles tokens even when nothing is masked."""
 
 
@@ -168,6 +173,8 @@ def layout_of(encoder: Encoder) -> Layout:
                 f"{encoder.output_stride}",
             )
         return RESNET_MODEL
+    if isinstance(encoder, EfficientNet):
+        return EFFICIENTNET
     assert isinstance(encoder, ViT)
     if isinstance(spec, VideoSpec) and spec.stack != "none":
         return _ours(encoder, f"transformers has no model over clips as a stack of {spec.stack}")
@@ -194,6 +201,8 @@ def layout_of(encoder: Encoder) -> Layout:
             encoder,
             "ViTModel, IJepaModel and ASTModel have a final norm and biases on queries, keys and values or on none",
         )
+    if isinstance(spec, AudioSpec) and spec.front != "kaldi":
+        return _ours(encoder, f"ASTFeatureExtractor makes no log-mel values as '{spec.front}' does")
     if modality == "audio":
         return (
             AST
@@ -211,6 +220,8 @@ def to_hub(encoder: Encoder, layout: Layout, state: State) -> State:
         return dict(state)
     if isinstance(encoder, ConvEncoder):
         return {_resnet_name(name): tensor for name, tensor in state.items()}
+    if isinstance(encoder, EfficientNet):
+        return {name.removeprefix("net."): tensor for name, tensor in state.items()}
     assert isinstance(encoder, ViT)
     hub: State = {}
     trunk, block, fused = _tables(layout)
@@ -255,6 +266,8 @@ def from_hub(encoder: Encoder, layout: Layout, hub: State) -> State:
     if isinstance(encoder, ConvEncoder):
         back = {_resnet_name(name): name for name in encoder.state_dict()}
         return {back.get(name, name): tensor for name, tensor in hub.items()}
+    if isinstance(encoder, EfficientNet):
+        return {f"net.{name}": tensor for name, tensor in hub.items()}
     assert isinstance(encoder, ViT)
     state: State = {}
     trunk, block, fused = _tables(layout)
@@ -305,7 +318,7 @@ def _positions(encoder: ViT, table: Tensor) -> State:
 def canonical(layout: Layout, weights: State) -> State:
     """Hub weights without the prefix of a class with a head, without heads and decoders, under the older names."""
     prefix = layout.prefix if any(name.startswith(layout.prefix) for name in weights) else ""
-    renames: tuple[tuple[str, str], ...] = () if layout in (RESNET_MODEL, VJEPA2) else NEWER
+    renames: tuple[tuple[str, str], ...] = () if layout in (RESNET_MODEL, EFFICIENTNET, VJEPA2) else NEWER
     if layout is VIDEOMAE:
         renames += NEWER_VIDEOMAE
     kept: State = {}

@@ -16,6 +16,16 @@ BILINEAR, BICUBIC = 2, 3
 def processor_config(spec: Spec, layout: Layout) -> dict[str, Any]:
     """What makes Auto*Processor turn file contents into the pixels of our evaluation view and adapter, under the name
     that the model of `layout` takes them by."""
+    if isinstance(spec, AudioSpec) and spec.front == "cola":
+        # transformers has no extractor that makes these: the settings stand here for readers of the file.
+        return {
+            "feature_extractor_type": "mmssl.LogMagnitude",
+            "sampling_rate": spec.rate,
+            "num_mel_bins": spec.mels,
+            "max_length": spec.frames,
+            "mean": spec.mean,
+            "std": spec.std,
+        }
     if isinstance(spec, AudioSpec):
         return {
             "feature_extractor_type": "ASTFeatureExtractor",
@@ -75,7 +85,7 @@ def picture_statistics(name: str, config: dict[str, Any] | None) -> tuple[tuple[
     return mean, std
 
 
-def audio_spec(config: dict[str, Any] | None, **layout: int) -> AudioSpec:
+def audio_spec(config: dict[str, Any] | None, **layout: Any) -> AudioSpec:
     """Spec of a spectrogram checkpoint; `layout` are the fields that its config.json holds."""
     config = config or {}
     default = AudioSpec()

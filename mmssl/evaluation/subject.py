@@ -16,6 +16,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.configs import from_facts, own_facts
 from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.dense import DenseEncoder
+from mmssl.encoders.efficientnet import EfficientNet
 from mmssl.encoders.headed import HeadedEncoder
 from mmssl.encoders.vit import ViT
 from mmssl.errors import UserError
@@ -27,7 +28,7 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
     Raises:
         UserError: for encoders that mmssl did not build and so cannot build again.
     """
-    if not isinstance(encoder, ViT | ConvEncoder | DenseEncoder | HeadedEncoder):
+    if not isinstance(encoder, ViT | ConvEncoder | EfficientNet | DenseEncoder | HeadedEncoder):
         raise UserError(
             f"There is no untrained twin of {type(encoder).__name__}: evaluate a ViT, a ConvEncoder or a DenseEncoder."
         )
@@ -49,7 +50,7 @@ def encoder_hash(encoder: Encoder) -> str:
 
 def facts(encoder: Encoder) -> dict[str, Any]:
     """The settings that rebuild the encoder around its spec."""
-    if isinstance(encoder, ViT):
+    if isinstance(encoder, ViT | EfficientNet):
         return dataclasses.asdict(encoder.settings)
     if isinstance(encoder, ConvEncoder):
         return {"arch": encoder.arch, "stem": encoder.stem, "output_stride": encoder.output_stride}

@@ -25,15 +25,17 @@ def partner_similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Contrastive(Objective):
-    """SimCLR (Chen et al. 2020, section 2) and COLA (Saeed et al. 2020, section 2), negatives from all processes.
+    """SimCLR (Chen et al. 2020, section 2) and COLA (Saeed et al. 2020, section 2).
 
     SimCLR: cosine, symmetric: every view is an anchor, the other views of the global batch are negatives.
     COLA: bilinear, not symmetric: the first views are anchors, the second views of other samples negatives; similarity
-    a^T W p of projections after layer norm and tanh; layers=1, norm='none', out=512, temperature=1.
+    a^T W p of projections after layer norm (Keras' epsilon, 0.001) and tanh; layers=1, norm='none', out=512,
+    temperature=1.
 
     Args:
         names: the two views.
         hidden, out, layers, norm: of the projector, which is not exported.
+        negatives: 'global': from the batches of all processes; 'process': from this process's own.
         norm_group: samples over which a batch norm (in the encoder or the projector) normalises in training; None: over
             the batch of all processes, as in SimCLR. Both give on many processes what one process gives.
     """
@@ -50,23 +52,25 @@ class Contrastive(Objective):
         temperature: float = 0.1,
         similarity: Literal["cosine", "bilinear"] = "cosine",
         symmetric: bool = True,
+        negatives: Literal["global", "process"] = "global",
         norm_group: int | None = None,
     ) -> None:
         super().__init__(encoder)
         self.views = names
         self.temperature = temperature
         self.symmetric = symmetric
+        self.negatives = negatives
         self.projector: nn.Module = Projector(encoder.width, hidden=hidden, out=out, layers=layers, norm=norm)
         self.bilinear: nn.Linear | None = None
         if similarity == "bilinear":
-            self.projector = nn.Sequential(self.projector, nn.LayerNorm(out), nn.Tanh())
+            self.projector = nn.Sequential(self.projector, nn.LayerNorm(out, eps=1e-3), nn.Tanh())
             self.bilinear = nn.Linear(out, out, bias=False)
             nn.init.normal_(self.bilinear.weight, std=0.05)
         group_batch_norms(self, norm_group)
 
     def loss(self, batch: Batch) -> ObjectiveOutput:
         first, second = (batch.views[name] for name in self.views)
-        if len(first) * world_size() < 2:
+        if len(first) * (world_size() if self.negatives == "global" else 1) < 2:
             raise UserError(
                 "A contrastive step needs at least 2 samples, since the others are the negatives: raise the batch size."
             )
@@ -75,9 +79,10 @@ class Contrastive(Objective):
         projected = self.projector(pooled).float()  # [2B,out], all first views before all second
         if self.bilinear is None:
             projected = F.normalize(projected, dim=1)
-        everybody = gather(projected)  # [world*2B,out], the one collective of the step
-        size, device = len(first), projected.device
-        own = torch.arange(2 * size, device=device) + rank() * 2 * size  # where this process stands in `everybody`
+        shared = self.negatives == "global"
+        everybody = gather(projected) if shared else projected  # [world*2B,out], the one collective of the step
+        size, device, place = len(first), projected.device, rank() if shared else 0
+        own = torch.arange(2 * size, device=device) + place * 2 * size  # where this process stands in `everybody`
         partner = own.roll(size)
         if self.symmetric:
             anchors, positives, candidates, ignore = (
@@ -89,7 +94,7 @@ class Contrastive(Objective):
         else:
             anchors, positives = projected.chunk(2)
             candidates = everybody.unflatten(0, (-1, 2, size))[:, 1].flatten(0, 1)  # second views only
-            ignore = (torch.arange(size, device=device) + rank() * size).unsqueeze(1)
+            ignore = (torch.arange(size, device=device) + place * size).unsqueeze(1)
         if self.bilinear is not None:
             with torch.autocast(device.type, enabled=False):
                 anchors = F.linear(anchors, self.bilinear.weight.float())

@@ -8,6 +8,7 @@ from torch import Tensor
 from mmssl.adapters.base import Front
 from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.efficientnet import EfficientNet
 from mmssl.types import Batch, Picture
 
 SAMPLES = 4
@@ -31,7 +32,7 @@ def view_pictures(encoder: Encoder, batch: Batch, names: tuple[str, ...]) -> dic
     """The first samples of a batch, one column a view; nothing for encoders whose input is unknown here."""
     if isinstance(encoder, TokenEncoder):
         front = encoder.adapter.front
-    elif isinstance(encoder, ConvEncoder):
+    elif isinstance(encoder, ConvEncoder | EfficientNet):
         front = encoder.front
     else:
         return {}

@@ -52,7 +52,8 @@ def test_recipe(recipe: str, media: dict[str, Path], tmp_path: Path, capsys: pyt
         model, info = AutoModel.from_pretrained(out / "encoder", output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
-        assert model.config.hidden_size == again.width
+        width = "hidden_dim" if model.config.model_type == "efficientnet" else "hidden_size"
+        assert getattr(model.config, width) == again.width
     # Going on from the last checkpoint but one gives the last step again.
     last = out / "checkpoints" / "step-00000003"
     for file in last.iterdir():
@@ -87,6 +88,7 @@ PAPERS = {
     "video/mae_st": ("adamw", 1.6e-3, 1024, 512, 0.05, 0.9, 100),  # facebookresearch/mae_st, PRETRAIN.md; 4 clips
     "image/simmim": ("adamw", 1e-4, 512, 2048, 0.05, 0.9, 800),  # microsoft/SimMIM, configs/vit_base__800ep
     "video/vjepa": ("adamw", 5.25e-4, 3072, 3072, 0.04, 0.9, 33),  # facebookresearch/vjepa2, configs/train
+    "audio/cola": ("adamw", 1e-3, 64, 64, 0.0, 0.9, 100),  # google-research, cola/main.py; 1000 steps an epoch
     "audio/mae": ("adamw", 2e-4, 256, 512, 1e-4, 0.9, 33),  # facebookresearch/AudioMAE
 }
 
