@@ -1,8 +1,8 @@
 """SimCLR and MoCo v2 on CIFAR-10 beside lightly's, with the same backbone, augmentation, batch, epochs and optimiser.
 
     python datasets/cifar10.py --source FOLDER --out data/cifar10
-    python benchmarks/cifar10_vs_lightly.py --data data/cifar10 --shards 1 --epochs 10 --seeds 3      # CPU
-    python benchmarks/cifar10_vs_lightly.py --data data/cifar10 --epochs 200 --stem cifar --seeds 1   # GPU
+    python benchmarks/cifar10_vs_lightly.py --data data/cifar10 --shards 1 --epochs 10 --seeds 0 1 2      # CPU
+    python benchmarks/cifar10_vs_lightly.py --data data/cifar10 --epochs 200 --stem cifar --seeds 0   # GPU
 
 Ours is the shipped recipe through the training loop; theirs is lightly's transform, heads, momentum helpers, memory
 bank and loss in a plain loop, as its benchmark page has them. Both start from torchvision's ResNet-18 and are judged by
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--stem", choices=("imagenet", "cifar"), default="imagenet")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=["simclr", "moco_v2"], choices=("simclr", "moco_v2"))
     args = parser.parse_args()
@@ -205,7 +205,7 @@ def main() -> None:
         )
         for method in args.methods:
             pairs = []
-            for seed in range(args.seeds):
+            for seed in args.seeds:
                 began = time.perf_counter()
                 ours = train_ours(method, data, Path(folder) / f"{method}-{seed}", seed, args)
                 middle = time.perf_counter()

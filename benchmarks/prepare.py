@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from timing import alternate, table, timings
 
+from mmssl.data.guard import return_memory
 from mmssl.data.index import Index
 from mmssl.data.media import Media, Record
 from mmssl.data.prepare import PrepareSettings, run_prepare
@@ -64,6 +65,7 @@ def resident() -> float:
 
 def _grow(folder: str, backend: str | None, sender: Connection) -> None:
     torch.set_num_threads(1)
+    return_memory()  # as workers do
     index = Index.build(Path(folder), "video")
     rows = [row for row in index.rows() if backend is None or index.record(row).backend == backend]
     media = [Media(index.record(row), index.root) for row in rows]

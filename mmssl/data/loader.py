@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from mmssl.data.guard import POLL, SHARED_MEMORY, Guard, end_with_parent
+from mmssl.data.guard import POLL, SHARED_MEMORY, Guard, end_with_parent, return_memory
 from mmssl.data.media import UnreadableMedia
 from mmssl.data.plan import Draw, Plan
 from mmssl.data.sources import Source
@@ -217,6 +217,7 @@ class _MicroBatches(Dataset):
 
     def start_worker(self, number: int) -> None:
         end_with_parent()
+        return_memory()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would never run inside a hanging decoder
         torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from mmssl.data.children import serve
 from mmssl.data.media import Media, Record, UnreadableMedia, motion_step
@@ -254,12 +255,13 @@ class _Motion:
     """How much moves from each frame of a video to the next: `Record.motion`."""
 
     def __init__(self) -> None:
+        self._scaler = VideoReformatter()  # one a frame would start threads a frame
         self._before: np.ndarray | None = None
         self._steps: list[float] = []
 
     def add(self, frame: Any) -> None:
-        grey = frame.to_ndarray(format="gray", width=MOTION_SIDE, height=MOTION_SIDE, interpolation="AREA")
-        grey = grey.astype(np.float32)
+        small = self._scaler.reformat(frame, MOTION_SIDE, MOTION_SIDE, "gray", interpolation="AREA", threads=1)
+        grey = small.to_ndarray().astype(np.float32)
         grey -= grey.mean()  # a light that flickers is no motion
         self._steps.append(0.0 if self._before is None else float(np.abs(grey - self._before).mean()))
         self._before = grey
