@@ -31,10 +31,17 @@ NO_LABEL = -1
 class Labels(Protocol):
     """Labels of whole recordings; picklable, since loader workers get a copy."""
 
-    rate_in: int
-    """Hz of the audio that was labelled."""
-    hop: int
-    """Samples from one label to the next."""
+    @property
+    def rate_in(self) -> int:
+        """Hz of the audio that was labelled."""
+
+    @property
+    def hop(self) -> int:
+        """Samples from one label to the next."""
+
+    @property
+    def window(self) -> int:
+        """Samples under one label: label n is of samples [n hop, n hop + window)."""
 
     def of(self, id: str) -> np.ndarray:
         """int [labels] of the recording `id` from its first sample on. Raises KeyError where it has none."""
@@ -60,7 +67,7 @@ class AudioCrops(Views):
     real, of every crop). A BucketPlan never asks more of a recording than it has, unless it pads itself.
 
     Raises:
-        UserError: the units are of audio at another rate or with a hop that does not divide this one's.
+        UserError: the units are of audio at another rate or of other windows, or their hop does not divide this one.
     """
 
     kind = "audio"
@@ -85,10 +92,11 @@ class AudioCrops(Views):
                 f"least {max(self.min_seconds, self.window / self.rate):g}."
             )
         units = self.units
-        if units is not None and (units.rate_in != self.rate or self.hop % units.hop):
+        if units is not None and (units.rate_in != self.rate or self.hop % units.hop or units.window != self.window):
             raise UserError(
-                f"The units are of audio at {units.rate_in} Hz, one every {units.hop} samples, and the recipe reads "
-                f"{self.rate} Hz with a frame every {self.hop} samples: make units for this rate and hop."
+                f"The units are of audio at {units.rate_in} Hz, one every {units.hop} samples for {units.window}, and "
+                f"the recipe reads {self.rate} Hz with a frame every {self.hop} samples of {self.window}: make units "
+                "for these."
             )
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:

@@ -168,12 +168,7 @@ def make_loader(
     """
     if dataset.views.per_file != plan.per_file:
         raise ValueError(f"the views cut {dataset.views.per_file} samples a file and the plan counts {plan.per_file}")
-    parts = world * accumulate
-    if plan.files_per_step % parts:
-        raise UserError(
-            f"A batch of {plan.batch_size} samples ({plan.files_per_step} files) does not divide over {world} "
-            f"processes and {accumulate} micro-batches: set --batch-size to a multiple of {plan.per_file * parts}."
-        )
+    plan.micro_batches(start_step, rank, world, accumulate)  # refuses now what does not divide
     dataset = replace(dataset, rows=plan.rows)
     order = _Order(plan, start_step, stop_step, rank, world, accumulate)
     return _batches(dataset, order, workers, prefetch, pin_memory, timeout)
@@ -192,9 +187,7 @@ class _Order:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for step in range(self.start, self.stop):
-            draws = self.plan.draws(step, self.rank, self.world)
-            size = len(draws) // self.accumulate
-            yield from (draws[first : first + size] for first in range(0, len(draws), size))
+            yield from self.plan.micro_batches(step, self.rank, self.world, self.accumulate)
 
 
 @dataclass

@@ -63,6 +63,9 @@ class Plan:
             )
         self._order: tuple[int, np.ndarray] = (-1, self.rows)
 
+    shapes = 1
+    """Different shapes that a micro-batch can have."""
+
     @property
     def steps_per_epoch(self) -> int:
         return len(self.rows) // self.files_per_step
@@ -82,6 +85,29 @@ class Plan:
         share = self.files_per_step // world
         first = within * self.files_per_step + rank * share
         return [Draw(epoch, int(row)) for row in self._epoch(epoch)[first : first + share]]
+
+    def micro_batches(self, step: int, rank: int = 0, world: int = 1, accumulate: int = 1) -> list[list[Draw]]:
+        """What `draws` gives, in `accumulate` equal parts.
+
+        Raises:
+            UserError: the files of a step do not divide over processes and micro-batches.
+        """
+        parts = world * accumulate
+        if self.files_per_step % parts:
+            raise UserError(
+                f"A batch of {self.batch_size} samples ({self.files_per_step} files) does not divide over {world} "
+                f"processes and {accumulate} micro-batches: set --batch-size to a multiple of {self.per_file * parts}."
+            )
+        draws, size = self.draws(step, rank, world), self.files_per_step // parts
+        return [draws[first : first + size] for first in range(0, len(draws), size)]
+
+    def first(self, files: int) -> list[Draw]:
+        """Up to `files` draws of the first step that fit into one batch."""
+        return self.draws(0)[:files]
+
+    def notes(self) -> list[str]:
+        """What a user should know of the batches, in sentences."""
+        return []
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:

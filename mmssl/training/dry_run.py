@@ -31,7 +31,7 @@ def dry_run(run: Run, recipe: str) -> None:
     say(f"recipe {recipe}\nsettings {json.dumps(as_json(settings), indent=1)}")
     encoder = parameters(run.objective.encoder)
     say(f"parameters: encoder {encoder:,}, heads and others {parameters(run.objective) - encoder:,}")
-    say(f"data: {len(run.rows):,} files to train on, {run.plan.steps_per_epoch:,} steps an epoch, {run.total:,} steps")
+    say(f"data: {len(run.plan.rows):,} files, {run.plan.steps_per_epoch:,.0f} steps an epoch, {run.total:,} steps")
     micro_batches = run.micro_batches()
     batch = next(micro_batches)
     for kind, tensors in (("view", batch.views), ("draws", batch.noise), ("target", batch.targets)):
@@ -67,7 +67,7 @@ def dry_run(run: Run, recipe: str) -> None:
         times.append(time.perf_counter() - began)
     step = statistics.mean(times[1:])
     began = time.perf_counter()
-    few = run.plan.draws(0)[:SHOWN]
+    few = run.plan.first(SHOWN)
     run.dataset.batch(few)
     # Read here one after the other; a run reads in its workers side by side.
     files = run.plan.files_per_step / accelerator.num_processes / max(settings.workers, 1)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 
+from mmssl.data.buckets import BucketPlan
 from mmssl.data.indexing import show_progress
 from mmssl.data.loader import MediaDataset, make_loader
 from mmssl.data.plan import Plan
@@ -32,7 +33,7 @@ from mmssl.training.log import JsonLines, Value
 from mmssl.training.optim import build_optimizer, set_lr
 from mmssl.training.progress import Display
 from mmssl.training.recipe import Parts
-from mmssl.training.schedule import warmup_cosine
+from mmssl.training.schedule import SCHEDULES
 from mmssl.training.settings import Settings
 from mmssl.training.start import check_out, compile_blocks, make_accelerator, write_recipe
 from mmssl.training.step import LossScale, StepOutput, reduced, train_step, wide
@@ -52,7 +53,14 @@ def train(settings: S, build: Callable[[S], Parts], *, recipe: str, command: str
     Raises UserError for everything a user can mend; exits with status 130 after Ctrl-C or SIGTERM, everything saved.
     """
     accelerator = make_accelerator(settings)
-    finished = carry_out(accelerator, settings, build, recipe=recipe, command=command)
+    settings.check(accelerator.num_processes)
+    finished = True
+    for own in settings.runs(str(accelerator.device)):
+        if own is not settings:
+            accelerator = make_accelerator(own)
+        finished = carry_out(accelerator, cast(S, own), build, recipe=recipe, command=command)
+        if not finished:
+            break
     accelerator.end_training()
     if not finished:
         sys.exit(130)
@@ -118,7 +126,10 @@ class Run:
         self.source = parts.views.arrange(files, settings.max_bad_share)
         rows = self.source.rows("train")
         self.rows = rows if len(rows) else self.source.rows(None)
-        self.plan = Plan(self.rows, settings.batch_size, settings.seed, parts.views.per_file)
+        if parts.plan is None:
+            self.plan = Plan(self.rows, settings.batch_size, settings.seed, parts.views.per_file)
+        else:
+            self.plan = parts.plan(self.source, self.rows)
         self.total = settings.steps or max(1, round(settings.epochs * self.plan.steps_per_epoch))
         self.dataset = MediaDataset(self.source, parts.views, settings.seed, needed_noise(parts), self.rows)
         self.model, self.optimizer = self.prepare(parts.objective)
@@ -129,7 +140,7 @@ class Run:
 
     def prepare(self, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
         if self.settings.compile:
-            compile_blocks(objective, self.accelerator.device)
+            compile_blocks(objective, self.accelerator.device, self.plan.shapes)
         optimizer = build_optimizer(objective, self.settings)
         with warnings.catch_warnings():
             # Its successor in DDP cannot be reached through Accelerate yet.
@@ -153,7 +164,7 @@ class Run:
                 accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
         if self.step == 0:
             self.list_problems()
-            for note in self.source.notes() if accelerator.is_main_process else []:
+            for note in self.source.notes() + self.plan.notes() if accelerator.is_main_process else []:
                 print(note, file=sys.stderr, flush=True)
         self.watch = Watch(self)
         display = Display(
@@ -192,6 +203,7 @@ class Run:
         settings, device = self.settings, self.accelerator.device
         self.waited, self.since = 0.0, time.perf_counter()
         self.logged = self.step
+        (self.files_logged,) = self.summed([self.counts["files"]])
         self.bad = torch.tensor([self.counts["skipped_steps"], self.counts["bad_in_a_row"]], device=device)
         if self.step == self.total:
             return True
@@ -203,9 +215,9 @@ class Run:
         else:
             self.checkpoints.restore_random(saved)
         self.model.train()
-        warmup = round(settings.warmup * self.total)
+        warmup, decay = round(settings.warmup * self.total), SCHEDULES[settings.schedule]
         while self.step < self.total:
-            lr = warmup_cosine(self.step, total=self.total, warmup=warmup, peak=settings.lr, last=settings.last_lr)
+            lr = decay(self.step, total=self.total, warmup=warmup, peak=settings.lr, last=settings.last_lr)
             set_lr(self.optimizer, lr)
             output = train_step(
                 self.accelerator,
@@ -286,9 +298,12 @@ class Run:
         files, skipped_files, waited = self.summed([self.counts["files"], self.counts["skipped_files"], self.waited])
         now = time.perf_counter()
         passed = now - self.since
-        speed = (self.step - self.logged) * self.settings.batch_size / passed
+        speed = (files - self.files_logged) * self.plan.per_file / passed
+        audio: dict[str, Value] = {}
+        if isinstance(self.plan, BucketPlan):
+            audio["audio_s_per_s"] = sum(map(self.plan.seconds, range(self.logged, self.step))) / passed
         share = waited / self.accelerator.num_processes / passed
-        self.waited, self.since, self.logged = 0.0, now, self.step
+        self.waited, self.since, self.logged, self.files_logged = 0.0, now, self.step, files
         self.counts["skipped_steps"], self.counts["bad_in_a_row"] = skipped_steps, in_a_row
         entry: dict[str, Value] = {
             "step": self.step,
@@ -298,6 +313,7 @@ class Run:
             **averages,
             "epoch": self.step / self.plan.steps_per_epoch,
             "samples_per_s": speed,
+            **audio,
             "data_wait": min(share, 1.0),
             "skipped_steps": int(skipped_steps),
             "skipped_files": int(skipped_files),

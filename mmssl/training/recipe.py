@@ -19,6 +19,10 @@ from mmssl.errors import UserError
 from mmssl.training.settings import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from mmssl.data.plan import Plan
+    from mmssl.data.sources import Source
     from mmssl.data.views import Views
     from mmssl.objectives.base import Objective
     from mmssl.types import Batch
@@ -35,6 +39,9 @@ class Parts:
     """Worker-side sampling: media -> views at crop size."""
     device_views: Sequence[DeviceView] = field(default_factory=tuple)
     """Batched augmentation on the device, applied in order."""
+    plan: Callable[[Source, np.ndarray], Plan] | None = None
+    """Makes the plan of (source, rows to train on) where batches are not of --batch-size samples; see
+    `SettingsBySeconds.plan`."""
 
 
 class DeviceView(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ FREE = frozenset(
         "tensorboard",
         "dry_run",
         "progress_seconds",
+        "units",  # their codebook is compared
     }
 )
 """Settings that may change between a run and its continuation, because the result does not depend on them."""
@@ -57,9 +59,13 @@ class Settings:
     """Learning rate at the last step, scaled by the batch as base_lr is."""
     warmup: float = 0.05
     """Share of the run in which the learning rate grows from 0."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after that."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     """Of AdamW; SGD and LARS use the first as momentum."""
+    eps: float = 1e-8
+    """Of AdamW."""
     clip: float | None = None
     """Largest norm of the gradient; none if not given."""
 
@@ -98,6 +104,11 @@ class Settings:
     def last_lr(self) -> float:
         return self.min_lr * self.batch_size / self.lr_per
 
+    def runs(self, device: str) -> Iterator[Settings]:
+        """The runs that one command makes, one after the other, on `device`: this one, unless a recipe's method takes
+        several. What has to stand before a run is made before it is yielded, on every process."""
+        yield self
+
     def check(self, world: int) -> None:
         """Raise UserError for values that cannot work together on `world` processes."""
         for name in ("batch_size", "accumulate", "log_every", "save_every", "keep", "lr_per"):
@@ -114,6 +125,10 @@ class Settings:
             raise UserError(f"--file-seconds is {self.file_seconds:g}: give a number above 0.")
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"--clip is {self.clip}: give a norm above 0, or leave it out for no clipping.")
+        self.check_batch(world)
+
+    def check_batch(self, world: int) -> None:
+        """Raise UserError for a batch that cannot be shared out."""
         if self.batch_size % (world * self.accumulate):
             raise UserError(
                 f"--batch-size {self.batch_size} does not divide into {world} process(es) x {self.accumulate} "

@@ -78,8 +78,8 @@ def make_accelerator(settings: Settings) -> Accelerator:
     return accelerator
 
 
-def compile_blocks(objective: nn.Module, device: torch.device) -> None:
-    """Compile every transformer block for the shapes it sees in a step, which never change.
+def compile_blocks(objective: nn.Module, device: torch.device, shapes: int = 1) -> None:
+    """Compile every transformer block for the shapes it sees, one a bucket of lengths and else one a run.
 
     Raises UserError where a CPU lacks what compiling takes.
     """
@@ -92,7 +92,9 @@ def compile_blocks(objective: nn.Module, device: torch.device) -> None:
             )
     blocks = [block for block in objective.modules() if isinstance(block, Block)]
     # Blocks with drop path rates of their own are compiled one each, which is no endless recompiling.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(blocks))
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 2 * len(blocks) * shapes)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 2 * len(blocks) * shapes)
     for block in blocks:
         block.compile(dynamic=False)
 

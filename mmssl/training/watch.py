@@ -73,7 +73,7 @@ class Watch:
 def first_batch(run: Run, samples: int) -> Batch:
     """The first samples of the plan, augmented, on the device."""
     files = max(1, samples // run.plan.per_file)
-    return run.on_device(run.dataset.batch(run.plan.draws(0)[:files]))
+    return run.on_device(run.dataset.batch(run.plan.first(files)))
 
 
 def cuda_devices(device: torch.device) -> list[torch.device]:

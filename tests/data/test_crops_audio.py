@@ -34,6 +34,7 @@ class Known:
     labels: np.ndarray
     hop: int = 320
     rate_in: int = 16000
+    window: int = 400
 
     def of(self, id: str) -> np.ndarray:
         return {"a.wav": self.labels}[id]
@@ -157,10 +158,12 @@ def test_units_of_other_audio_are_refused(tmp_path: Path) -> None:
         views(media, rng())
     with pytest.raises(UnreadableMedia, match=r"b\.wav: has no units"):
         views(Media(replace(media.record, id="b.wav"), media.root), rng())
-    with pytest.raises(UserError, match="at 8000 Hz, one every 320 samples, and the recipe reads 16000 Hz"):
+    with pytest.raises(UserError, match="at 8000 Hz, one every 320 samples for 400, and the recipe reads 16000 Hz"):
         AudioCrops(units=Known(np.arange(9), rate_in=8000))
     with pytest.raises(UserError, match="one every 200 samples"):
         AudioCrops(units=Known(np.arange(9), hop=200))
+    with pytest.raises(UserError, match="320 samples for 640"):
+        AudioCrops(units=Known(np.arange(9), window=640))
     with pytest.raises(UserError, match="--max-seconds of at least 2"):
         AudioCrops(max_seconds=1.0)
 
