@@ -13,7 +13,7 @@ from mmssl.adaptation.classification import Classification
 from mmssl.adaptation.mixing import Mix
 from mmssl.adaptation.rand_augment import RandAugmented
 from mmssl.adaptation.settings import FinetuneSettings
-from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec
+from mmssl.adapters.specs import ImageSpec, SoundSpec, Spec
 from mmssl.data.media import Media
 from mmssl.data.sources import Source
 from mmssl.data.views import AudioViews, ImageViews, Sample, VideoViews, Views
@@ -87,7 +87,7 @@ class LabelledViews(Views):
 
 def training_views(spec: Spec, settings: FinetuneSettings) -> Views:
     """Random crops (segments) at the encoder's size, with RandAugment."""
-    if isinstance(spec, AudioSpec):
+    if isinstance(spec, SoundSpec):
         return AudioViews(spec.rate, spec.samples, per_file=settings.repeats)
     if isinstance(spec, ImageSpec):
         views: Views = ImageViews(spec.size, scale=settings.scale, flip=settings.flip, per_file=settings.repeats)
@@ -108,7 +108,7 @@ def training_views(spec: Spec, settings: FinetuneSettings) -> Views:
 
 def fill_of(spec: Spec) -> tuple[float, ...]:
     """The colour that covers erased places: the mean, which the encoder sees as zeros."""
-    if isinstance(spec, AudioSpec):
+    if isinstance(spec, SoundSpec):
         return (0.0,)
     return tuple(spec.mean) if spec.colour == "rgb" else (0.5, 0.5, 0.5)
 

@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from mmssl.adaptation.classifier import Classifier
-from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec
+from mmssl.adapters.specs import ImageSpec, SoundSpec, Spec
 from mmssl.data.images import decode_image
 from mmssl.data.media import Media
 from mmssl.data.sources import Source
@@ -34,7 +34,7 @@ def views_for_testing(spec: Spec, clips: int, crops: int) -> Views:
         raise UserError(f"--test-clips {clips}: give 1 for images; --test-crops cuts several squares of one.")
     if crops == 1:
         return evaluation_views(spec, clips)
-    if isinstance(spec, AudioSpec):
+    if isinstance(spec, SoundSpec):
         raise UserError(f"--test-crops {crops}: recordings have no crops, give --test-clips in their place.")
     if isinstance(spec, ImageSpec):
         return SpacedCrops(spec.size, crops, "bicubic")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from mmssl.adapters.base import Adapter, Front
 from mmssl.adapters.cola import LogMagnitude
 from mmssl.adapters.image import ImagePatches, ImagePixels
-from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec
+from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, WaveformSpec
 from mmssl.adapters.spectrogram import LogMel, SpectrogramPatches
 from mmssl.adapters.stack import StackedFrames, StackedPatches
 from mmssl.adapters.video import VideoPixels, VideoTubelets
+from mmssl.adapters.waveform import Waveform, WaveformFrames
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.efficientnet import EfficientNet, EfficientNetSettings
+from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
+
+TRAINING = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop", "feature_gradient")
+"""Settings of a speech encoder that no weight depends on."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ def build_adapter(spec: Spec, width: int) -> Adapter:
         return ImagePatches(spec, width)
     if isinstance(spec, AudioSpec):
         return SpectrogramPatches(spec, width)
+    if isinstance(spec, WaveformSpec):
+        return WaveformFrames(spec, width)
     return VideoTubelets(spec, width) if spec.stack == "none" else StackedPatches(spec, width)
 
 
@@ -47,6 +54,8 @@ def build_front(spec: Spec) -> Front:
         return ImagePixels(spec)
     if isinstance(spec, AudioSpec):
         return LogMagnitude(spec) if spec.front == "cola" else LogMel(spec)
+    if isinstance(spec, WaveformSpec):
+        return Waveform(spec)
     return VideoPixels(spec) if spec.stack == "none" else StackedFrames(spec)
 
 
@@ -72,3 +81,22 @@ def build_encoder(spec: Spec, settings: EncoderSettings, init: str | None = None
             build_front(spec), EfficientNetSettings(drop_connect=settings.drop_path, pooling=settings.pool)
         )
     return ConvEncoder(build_front(spec), settings.arch, settings.stem, settings.output_stride)
+
+
+def build_speech(spec: WaveformSpec, settings: SpeechSettings, init: str | None = None) -> SpeechEncoder:
+    """A new HuBERT or WavLM, or the checkpoint `init`, whose architecture and input then win over the settings; rates
+    of dropout, layer drop and the gradient of the convolutions stay those of `settings`, since they are training's.
+
+    Raises:
+        UserError: `init` is no HuBERT or WavLM, or not of `settings.arch`.
+    """
+    if init is None:
+        return SpeechEncoder(spec, settings)
+    found = Encoder.from_pretrained(init)
+    arch = found.settings.arch if isinstance(found, SpeechEncoder) else type(found).__name__
+    if not isinstance(found, SpeechEncoder) or arch != settings.arch:
+        raise UserError(f"--init {init} is a {arch}, and this run trains a {settings.arch}: choose another checkpoint.")
+    training = {name: getattr(settings, name) for name in TRAINING}
+    encoder = SpeechEncoder(found.spec, replace(found.settings, **training))
+    encoder.load_state_dict(found.state_dict())
+    return encoder

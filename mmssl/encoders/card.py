@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mmssl.adapters.specs import WaveformSpec
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.layouts import VIDEOMAE, Layout
 
@@ -13,6 +14,7 @@ INPUTS = {
     "video": "clips of {frames} frames, {stride} frames apart, {size} x {size}",
     "audio": "recordings at {rate} Hz as {mels} log-mel values x {frames} frames",
 }
+WAVEFORMS = "recordings at {rate} Hz, each {scale}, of at least {window} samples"
 POOLED = {
     "mean": "the mean over patch tokens (without prefix tokens), or over the feature map of a convolutional net",
     "cls": "the first token",
@@ -26,6 +28,11 @@ def model_card(encoder: Encoder, layout: Layout, facts: Mapping[str, Any]) -> st
     """README.md with what the encoder takes, how to load it, and the facts of its training."""
     spec = encoder.spec
     parameters = sum(p.numel() for p in encoder.parameters())
+    if isinstance(spec, WaveformSpec):
+        scale = "at zero mean and unit variance" if spec.normalise else "as it is"
+        takes = WAVEFORMS.format(rate=spec.rate, window=spec.window, scale=scale)
+    else:
+        takes = INPUTS[spec.modality].format(**vars(spec))
     if layout.reason is None:
         library = "transformers"
         load = "from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(folder)"
@@ -40,7 +47,7 @@ def model_card(encoder: Encoder, layout: Layout, facts: Mapping[str, Any]) -> st
         f"# A self-supervised {spec.modality} encoder",
         "",
         f"- Model: {layout.architecture}, {parameters / 1e6:.1f} million parameters, width {encoder.width}",
-        f"- Takes: {INPUTS[spec.modality].format(**vars(spec))}",
+        f"- Takes: {takes}",
         f"- Features: {POOLED[encoder.pooling]}",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 import mmssl
 from mmssl.adapters.base import Adapter
 from mmssl.adapters.image import ImagePixels
-from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec
+from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec, WaveformSpec
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import build_adapter, build_front
 from mmssl.encoders.conv import BLOCKS, WIDTHS, ConvEncoder
@@ -25,6 +26,7 @@ from mmssl.encoders.headed import HeadedEncoder, HeadSettings, build_head
 from mmssl.encoders.layouts import (
     AST,
     EFFICIENTNET,
+    HUBERT,
     POSITIONS,
     RESNET_MODEL,
     VIDEOMAE,
@@ -32,11 +34,13 @@ from mmssl.encoders.layouts import (
     VIT_MAE,
     VIVIT,
     VJEPA2,
+    WAVLM,
     Layout,
     State,
 )
 from mmssl.encoders.positions import split_separable
 from mmssl.encoders.processors import audio_spec, picture_statistics, spec_from_facts
+from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.encoders.vit import Positions, ViT, ViTSettings, fixed_positions
 from mmssl.errors import UserError
 
@@ -52,7 +56,7 @@ def own_facts(encoder: Encoder) -> dict[str, Any]:
         "spec": asdict(encoder.spec),
         "pooling": encoder.pooling,
     }
-    if isinstance(encoder, ViT):
+    if isinstance(encoder, ViT | SpeechEncoder):
         facts["settings"] = asdict(encoder.settings)
     elif isinstance(encoder, ConvEncoder):
         facts |= {"arch": encoder.arch, "stem": encoder.stem, "output_stride": encoder.output_stride}
@@ -78,6 +82,8 @@ def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
 
     if isinstance(encoder, EfficientNet):
         settings = efficientnet_config(encoder)
+    elif isinstance(encoder, SpeechEncoder):
+        settings = _speech_config(encoder)
     else:
         settings = _resnet_config(encoder) if isinstance(encoder, ConvEncoder) else _vit_config(encoder, layout)
     config = AutoConfig.for_model(layout.model_type, **settings, mmssl=facts)
@@ -89,6 +95,7 @@ def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
 def _vit_config(encoder: Encoder, layout: Layout) -> dict[str, Any]:
     assert isinstance(encoder, ViT)
     settings, spec = encoder.settings, encoder.spec
+    assert not isinstance(spec, WaveformSpec)
     if layout is VJEPA2:
         assert isinstance(spec, VideoSpec)
         return _vjepa2_config(settings, spec)
@@ -147,6 +154,33 @@ def _resnet_config(encoder: ConvEncoder) -> dict[str, Any]:
     return {"layer_type": kind, "depths": list(depths), "hidden_sizes": list(WIDTHS[kind]), "embedding_size": 64}
 
 
+def _speech_config(encoder: SpeechEncoder) -> dict[str, Any]:
+    settings, spec = encoder.settings, encoder.spec
+    config: dict[str, Any] = {
+        "hidden_size": settings.width,
+        "num_hidden_layers": settings.depth,
+        "num_attention_heads": settings.heads,
+        "intermediate_size": round(settings.width * settings.mlp_ratio),
+        "hidden_dropout": settings.dropout,
+        "attention_dropout": settings.attention_dropout,
+        "activation_dropout": settings.activation_dropout,
+        "feat_proj_dropout": settings.input_dropout,
+        "layerdrop": settings.layer_drop,
+        "layer_norm_eps": settings.norm_eps,
+        "do_stable_layer_norm": settings.pre_norm,
+        "feat_extract_norm": spec.norm,
+        "conv_dim": list(spec.channels),
+        "conv_kernel": list(spec.kernels),
+        "conv_stride": list(spec.strides),
+        "conv_bias": spec.bias,
+        "num_conv_pos_embeddings": settings.position_kernel,
+        "num_conv_pos_embedding_groups": settings.position_groups,
+    }
+    if settings.arch == "wavlm":
+        return config | {"num_buckets": settings.buckets, "max_bucket_distance": settings.max_distance}
+    return config | {"feat_proj_layer_norm": settings.projection_norm}
+
+
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
@@ -167,6 +201,8 @@ def build(
         return from_facts(facts, folder)
     if hub.hidden_act != "gelu":
         raise UserError(f"{folder} has the activation '{hub.hidden_act}'; mmssl reads models with 'gelu'.")
+    if layout in (HUBERT, WAVLM):
+        return _build_speech(layout, hub, facts, processor, folder)
     if facts is not None:
         spec, settings = spec_from_facts(facts), _settings_from_facts(facts, folder)
     else:
@@ -180,13 +216,17 @@ def build(
 
 
 def _settings_from_facts(facts: dict[str, Any], folder: Path) -> ViTSettings:
-    unknown = set(facts["settings"]) - {field.name for field in fields(ViTSettings)}
+    _check_known(facts, ViTSettings, folder)
+    return ViTSettings(**facts["settings"])
+
+
+def _check_known(facts: dict[str, Any], kind: type[ViTSettings] | type[SpeechSettings], folder: Path) -> None:
+    unknown = set(facts["settings"]) - {field.name for field in fields(kind)}
     if unknown:
         raise UserError(
             f"{folder} was written by mmssl {facts['version']} with settings unknown to {mmssl.__version__} "
             f"({', '.join(sorted(unknown))}): install the newer version."
         )
-    return ViTSettings(**facts["settings"])
 
 
 POSITIONS_OF: dict[Layout, Positions] = {VIDEOMAE: "sincos1d", VIVIT: "learned", VJEPA2: "rope3d"}
@@ -248,6 +288,68 @@ def _build_resnet(
     return ConvEncoder(ImagePixels(spec), arch)
 
 
+def _build_speech(
+    layout: Layout, hub: Any, facts: dict[str, Any] | None, processor: dict[str, Any] | None, folder: Path
+) -> SpeechEncoder:
+    unlike = [
+        name
+        for name, odd in {
+            "conv_pos_batch_norm": getattr(hub, "conv_pos_batch_norm", False),
+            "adapter_attn_dim": getattr(hub, "adapter_attn_dim", None) is not None,
+            "add_adapter": getattr(hub, "add_adapter", False),
+            "feat_extract_activation": hub.feat_extract_activation != "gelu",
+        }.items()
+        if odd
+    ]
+    if unlike:
+        raise UserError(
+            f"{folder} has {', '.join(unlike)} of a kind that mmssl does not read: name another checkpoint."
+        )
+    if facts is not None:
+        encoder = from_facts(facts, folder)
+        assert isinstance(encoder, SpeechEncoder)
+        return encoder
+    if processor is None:
+        warnings.warn(
+            f"{folder} has no preprocessor_config.json: 16000 Hz are taken, and waveforms are "
+            f"{'' if hub.feat_extract_norm == 'layer' else 'not '}normalised, as for the published models of its kind.",
+            stacklevel=2,
+        )
+    default = {"sampling_rate": 16000, "do_normalize": hub.feat_extract_norm == "layer"}
+    given = default | (processor or {})
+    spec = WaveformSpec(
+        rate=given["sampling_rate"],
+        normalise=given["do_normalize"],
+        norm=hub.feat_extract_norm,
+        channels=tuple(hub.conv_dim),
+        kernels=tuple(hub.conv_kernel),
+        strides=tuple(hub.conv_stride),
+        bias=hub.conv_bias,
+    )
+    if layout is WAVLM:
+        own = {"arch": "wavlm", "buckets": hub.num_buckets, "max_distance": hub.max_bucket_distance}
+    else:
+        own = {"arch": "hubert", "projection_norm": hub.feat_proj_layer_norm}
+    settings = SpeechSettings(
+        width=hub.hidden_size,
+        depth=hub.num_hidden_layers,
+        heads=hub.num_attention_heads,
+        mlp_ratio=hub.intermediate_size / hub.hidden_size,
+        pre_norm=hub.do_stable_layer_norm,
+        dropout=hub.hidden_dropout,
+        attention_dropout=hub.attention_dropout,
+        activation_dropout=hub.activation_dropout,
+        input_dropout=hub.feat_proj_dropout,
+        layer_drop=hub.layerdrop,
+        feature_gradient=1.0,
+        position_kernel=hub.num_conv_pos_embeddings,
+        position_groups=hub.num_conv_pos_embedding_groups,
+        norm_eps=hub.layer_norm_eps,
+        **own,
+    )
+    return SpeechEncoder(spec, settings)
+
+
 def from_facts(facts: dict[str, Any], folder: Path) -> Encoder:
     """A new encoder of the kind that `own_facts` told; `folder` is where they were read, for messages."""
     spec = spec_from_facts(facts)
@@ -261,6 +363,10 @@ def from_facts(facts: dict[str, Any], folder: Path) -> Encoder:
         return ConvEncoder(build_front(spec), facts["arch"], facts["stem"], facts.get("output_stride"))
     if facts["encoder"] == "EfficientNet":
         return EfficientNet(build_front(spec), EfficientNetSettings(**facts["settings"]))
+    if facts["encoder"] == "SpeechEncoder":
+        assert isinstance(spec, WaveformSpec)
+        _check_known(facts, SpeechSettings, folder)
+        return SpeechEncoder(spec, SpeechSettings(**facts["settings"]))
     settings = _settings_from_facts(facts, folder)
     return ViT(build_adapter(spec, settings.width), settings)
 

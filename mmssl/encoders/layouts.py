@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmssl.adapters.specs import AudioSpec, VideoSpec
+from mmssl.adapters.specs import AudioSpec, SoundSpec, VideoSpec
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import OWN_STRIDE, ConvEncoder
 from mmssl.encoders.dense import DenseEncoder
 from mmssl.encoders.efficientnet import EfficientNet
 from mmssl.encoders.headed import HeadedEncoder
 from mmssl.encoders.positions import join_separable, split_separable
+from mmssl.encoders.speech import SpeechEncoder
 from mmssl.encoders.vit import ViT
 
 State = dict[str, Tensor]
@@ -122,6 +123,23 @@ RESNET = (
 """torchvision's (stages and convolutions count from 1) -> the Hub's (from 0)."""
 
 
+SPEECH = (
+    ("adapter.", ""),
+    ("mask_token", "masked_spec_embed"),
+    ("position.", "encoder.pos_conv_embed.conv."),
+    ("norm.", "encoder.layer_norm."),
+    ("relative.", "encoder.layers.0.attention.rel_attn_embed."),
+    ("blocks.", "encoder.layers."),
+)
+"""How names begin, ours -> the Hub's, for HuBERT and WavLM; what follows is the same."""
+
+NEWER_SPEECH = (
+    (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+    (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+)
+"""The weight norm of the position convolution, as PyTorch 2 has it in memory."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How an encoder is written."""
@@ -143,11 +161,13 @@ VIDEOMAE = Layout("videomae", "VideoMAEModel", "videomae.")
 VIVIT = Layout("vivit", "VivitModel", "vivit.")
 VJEPA2 = Layout("vjepa2", "VJEPA2Model", "vjepa2.")
 AST = Layout("audio-spectrogram-transformer", "ASTModel", "audio_spectrogram_transformer.")
+HUBERT = Layout("hubert", "HubertModel", "hubert.")
+WAVLM = Layout("wavlm", "WavLMModel", "wavlm.")
 RESNET_MODEL = Layout("resnet", "ResNetModel", "resnet.")
 EFFICIENTNET = Layout("efficientnet", "EfficientNetModel", "efficientnet.")
 READABLE = {
     layout.model_type: layout
-    for layout in (VIT, VIT_MAE, IJEPA, VIDEOMAE, VIVIT, VJEPA2, AST, RESNET_MODEL, EFFICIENTNET)
+    for layout in (VIT, VIT_MAE, IJEPA, VIDEOMAE, VIVIT, VJEPA2, AST, HUBERT, WAVLM, RESNET_MODEL, EFFICIENTNET)
 }
 """Never written: vit_mae, which shuffles tokens even when nothing is masked."""
 
@@ -159,8 +179,10 @@ def layout_of(encoder: Encoder) -> Layout:
         return _ours(encoder, "transformers has no encoder with one embedding a place of every frame")
     if isinstance(encoder, HeadedEncoder):
         return _ours(encoder, "transformers has no encoder with the head of an embedding")
-    if not isinstance(spec, AudioSpec) and spec.colour != "rgb":
+    if not isinstance(spec, SoundSpec) and spec.colour != "rgb":
         return _ours(encoder, f"transformers' processors make no {spec.colour}, which this encoder is shown")
+    if isinstance(encoder, SpeechEncoder):
+        return WAVLM if encoder.settings.arch == "wavlm" else HUBERT
     if isinstance(encoder, ConvEncoder):
         if encoder.stem != "imagenet":
             return _ours(encoder, f"transformers' ResNetModel has no '{encoder.stem}' stem")
@@ -220,6 +242,8 @@ def to_hub(encoder: Encoder, layout: Layout, state: State) -> State:
         return dict(state)
     if isinstance(encoder, ConvEncoder):
         return {_resnet_name(name): tensor for name, tensor in state.items()}
+    if isinstance(encoder, SpeechEncoder):
+        return {_speech_name(name): tensor for name, tensor in state.items()}
     if isinstance(encoder, EfficientNet):
         return {name.removeprefix("net."): tensor for name, tensor in state.items()}
     assert isinstance(encoder, ViT)
@@ -266,6 +290,11 @@ def from_hub(encoder: Encoder, layout: Layout, hub: State) -> State:
     if isinstance(encoder, ConvEncoder):
         back = {_resnet_name(name): name for name in encoder.state_dict()}
         return {back.get(name, name): tensor for name, tensor in hub.items()}
+    if isinstance(encoder, SpeechEncoder):
+        back = {_speech_name(name): name for name in encoder.state_dict()}
+        # Classes that mask nothing in training have no such token: it keeps its start.
+        own = {"mask_token": encoder.mask_token.detach()}
+        return own | {back.get(name, name): tensor for name, tensor in hub.items()}
     if isinstance(encoder, EfficientNet):
         return {f"net.{name}": tensor for name, tensor in hub.items()}
     assert isinstance(encoder, ViT)
@@ -318,7 +347,12 @@ def _positions(encoder: ViT, table: Tensor) -> State:
 def canonical(layout: Layout, weights: State) -> State:
     """Hub weights without the prefix of a class with a head, without heads and decoders, under the older names."""
     prefix = layout.prefix if any(name.startswith(layout.prefix) for name in weights) else ""
+    speech = layout in (HUBERT, WAVLM)
+    if prefix and speech:  # all else are heads, one of which is called feature_extractor, too
+        weights = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
     renames: tuple[tuple[str, str], ...] = () if layout in (RESNET_MODEL, EFFICIENTNET, VJEPA2) else NEWER
+    if speech:
+        renames = NEWER_SPEECH
     if layout is VIDEOMAE:
         renames += NEWER_VIDEOMAE
     kept: State = {}
@@ -344,6 +378,13 @@ def _resnet_name(name: str) -> str:
                 groups[2] = str(int(groups[2]) - 1)
             return target.format(*groups)
     raise KeyError(f"{name} is no weight of a ResNet")
+
+
+def _speech_name(name: str) -> str:
+    for ours, theirs in SPEECH:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise KeyError(f"{name} is no weight of a speech encoder")
 
 
 def _ours(encoder: Encoder, reason: str) -> Layout:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from mmssl.adapters.specs import IMAGENET_MEAN, IMAGENET_STD, AudioSpec, ImageSpec, Spec, VideoSpec
+from mmssl.adapters.specs import IMAGENET_MEAN, IMAGENET_STD, AudioSpec, ImageSpec, Spec, VideoSpec, WaveformSpec
 from mmssl.encoders.layouts import VJEPA2, Layout
 
 BILINEAR, BICUBIC = 2, 3
@@ -39,6 +39,17 @@ def processor_config(spec: Spec, layout: Layout) -> dict[str, Any]:
             "padding_side": "right",
             "padding_value": 0.0,
             "return_attention_mask": False,
+        }
+    if isinstance(spec, WaveformSpec):
+        return {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "sampling_rate": spec.rate,
+            "do_normalize": spec.normalise,
+            "feature_size": 1,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            # A norm over time counts padding, mask or not: transformers' advice for such models is to give none.
+            "return_attention_mask": spec.norm == "layer",
         }
     picture = {
         "do_resize": True,
@@ -98,5 +109,7 @@ def audio_spec(config: dict[str, Any] | None, **layout: Any) -> AudioSpec:
 def spec_from_facts(facts: dict[str, Any]) -> Spec:
     """The spec that our own files hold under `mmssl` in config.json."""
     kinds: dict[str, Callable[..., Spec]] = {kind.modality: kind for kind in (ImageSpec, VideoSpec, AudioSpec)}
+    if "kernels" in facts["spec"]:  # sound is taken in two ways
+        kinds["audio"] = WaveformSpec
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["spec"].items()}
     return kinds[facts["modality"]](**fields)

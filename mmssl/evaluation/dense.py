@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.adapters.colour import rgb_to_lab
-from mmssl.adapters.specs import AudioSpec, VideoSpec
+from mmssl.adapters.specs import SoundSpec, VideoSpec
 from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.dense import DenseEncoder
@@ -40,7 +40,7 @@ class DenseFeatures:
     """
 
     def __init__(self, encoder: Encoder, layer: int = 0) -> None:
-        if isinstance(encoder.spec, AudioSpec):
+        if isinstance(encoder.spec, SoundSpec):
             raise UserError("Label propagation needs an encoder of images or video, and this one takes sound.")
         if isinstance(encoder.spec, VideoSpec) and encoder.spec.stack != "none":
             raise UserError(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.adapters.specs import AudioSpec, Spec, VideoSpec
+from mmssl.adapters.specs import SoundSpec, Spec, VideoSpec
 from mmssl.errors import UserError
 from mmssl.evaluation.knn import knn_predict
 from mmssl.evaluation.labels import file_labels
@@ -149,6 +149,6 @@ def _choose(source: Source, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _bytes(spec: Spec) -> int:
     """Of one raw view."""
-    if isinstance(spec, AudioSpec):
+    if isinstance(spec, SoundSpec):
         return 4 * spec.samples
     return 3 * spec.size**2 * (spec.frames if isinstance(spec, VideoSpec) else 1)

@@ -18,6 +18,7 @@ from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.dense import DenseEncoder
 from mmssl.encoders.efficientnet import EfficientNet
 from mmssl.encoders.headed import HeadedEncoder
+from mmssl.encoders.speech import SpeechEncoder
 from mmssl.encoders.vit import ViT
 from mmssl.errors import UserError
 
@@ -28,9 +29,10 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
     Raises:
         UserError: for encoders that mmssl did not build and so cannot build again.
     """
-    if not isinstance(encoder, ViT | ConvEncoder | EfficientNet | DenseEncoder | HeadedEncoder):
+    if not isinstance(encoder, ViT | SpeechEncoder | ConvEncoder | EfficientNet | DenseEncoder | HeadedEncoder):
         raise UserError(
-            f"There is no untrained twin of {type(encoder).__name__}: evaluate a ViT, a ConvEncoder or a DenseEncoder."
+            f"There is no untrained twin of {type(encoder).__name__}: evaluate a ViT, a SpeechEncoder, a ConvEncoder, "
+            "an EfficientNet or a DenseEncoder."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -50,7 +52,7 @@ def encoder_hash(encoder: Encoder) -> str:
 
 def facts(encoder: Encoder) -> dict[str, Any]:
     """The settings that rebuild the encoder around its spec."""
-    if isinstance(encoder, ViT | EfficientNet):
+    if isinstance(encoder, ViT | SpeechEncoder | EfficientNet):
         return dataclasses.asdict(encoder.settings)
     if isinstance(encoder, ConvEncoder):
         return {"arch": encoder.arch, "stem": encoder.stem, "output_stride": encoder.output_stride}

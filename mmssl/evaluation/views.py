@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmssl.adapters.specs import ImageSpec, Spec, VideoSpec
+from mmssl.adapters.specs import ImageSpec, Spec, VideoSpec, WaveformSpec
 from mmssl.data.listing import list_media
 from mmssl.data.media import Media, UnreadableMedia
 from mmssl.data.video import open_video
 from mmssl.data.views import (
+    AudioCentre,
     AudioViews,
     ImageViews,
     Sample,
@@ -44,9 +45,10 @@ def evaluation_views(spec: Spec, clips: int = 1) -> Views:
         if clips == 1:
             return VideoViews(size=spec.size, frames=spec.frames, stride=spec.stride).centre()
         return SpacedClips(spec.size, spec.frames, spec.stride, per_file=clips)
+    needed = spec.window if isinstance(spec, WaveformSpec) else 1
     if clips == 1:
-        return AudioViews(rate=spec.rate, samples=spec.samples).centre()
-    return SpacedSegments(spec.rate, spec.samples, per_file=clips)
+        return AudioCentre(spec.rate, spec.samples, needed=needed)
+    return SpacedSegments(spec.rate, spec.samples, per_file=clips, needed=needed)
 
 
 def kind_for(data: str | Path, spec: Spec) -> str:
