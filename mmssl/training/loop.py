@@ -33,7 +33,7 @@ from mmssl.training.log import JsonLines, Value
 from mmssl.training.optim import build_optimizer, set_lr
 from mmssl.training.progress import Display
 from mmssl.training.recipe import Parts
-from mmssl.training.schedule import SCHEDULES
+from mmssl.training.schedule import warmup_cosine
 from mmssl.training.settings import Settings
 from mmssl.training.start import check_out, compile_blocks, make_accelerator, write_recipe
 from mmssl.training.step import LossScale, StepOutput, reduced, train_step, wide
@@ -53,14 +53,7 @@ def train(settings: S, build: Callable[[S], Parts], *, recipe: str, command: str
     Raises UserError for everything a user can mend; exits with status 130 after Ctrl-C or SIGTERM, everything saved.
     """
     accelerator = make_accelerator(settings)
-    settings.check(accelerator.num_processes)
-    finished = True
-    for own in settings.runs(str(accelerator.device)):
-        if own is not settings:
-            accelerator = make_accelerator(own)
-        finished = carry_out(accelerator, cast(S, own), build, recipe=recipe, command=command)
-        if not finished:
-            break
+    finished = carry_out(accelerator, settings, build, recipe=recipe, command=command)
     accelerator.end_training()
     if not finished:
         sys.exit(130)
@@ -215,9 +208,9 @@ class Run:
         else:
             self.checkpoints.restore_random(saved)
         self.model.train()
-        warmup, decay = round(settings.warmup * self.total), SCHEDULES[settings.schedule]
+        warmup = round(settings.warmup * self.total)
         while self.step < self.total:
-            lr = decay(self.step, total=self.total, warmup=warmup, peak=settings.lr, last=settings.last_lr)
+            lr = warmup_cosine(self.step, total=self.total, warmup=warmup, peak=settings.lr, last=settings.last_lr)
             set_lr(self.optimizer, lr)
             output = train_step(
                 self.accelerator,
