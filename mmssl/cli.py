@@ -21,6 +21,7 @@ commands:
   evaluate knn|linear|finetune|...       how good is an encoder, beside the untrained one and chance
   embed                                  write features with sample ids to parquet
   index DIR                              verify media once: what can be decoded, and what not
+  targets kmeans --data DIR --out DIR    cluster features and write the units that HuBERT and its like predict
   prepare DIR --out DIR                  copy videos so that clips are read several times faster
   doctor                                 does the installation work, and what to do if not
 
@@ -69,6 +70,8 @@ def pretrain(argv: Sequence[str]) -> None:
 EVALUATIONS = {
     "knn": "mmssl.evaluation.command:KnnSettings",
     "linear": "mmssl.evaluation.command:LinearSettings",
+    "windows": "mmssl.evaluation.windows:WindowsSettings",
+    "layers": "mmssl.evaluation.layers:LayersSettings",
     "attentive": "mmssl.evaluation.attentive:AttentiveSettings",
     "retrieval": "mmssl.evaluation.retrieval:RetrievalSettings",
     "finetune": "mmssl.adaptation.settings:FinetuneSettings",
@@ -112,6 +115,22 @@ def prepare(argv: Sequence[str]) -> None:
         sys.exit(130)
 
 
+def targets(argv: Sequence[str]) -> None:
+    from mmssl.targets.make import run_kmeans
+    from mmssl.targets.settings import KmeansSettings
+
+    if not argv or argv[0] != "kmeans":
+        print("usage: mmssl targets kmeans --data DIR --out DIR [options]\n\n`mmssl targets kmeans --help` lists them.")
+        if argv and argv[0] not in ("-h", "--help"):
+            raise UserError(f"There are no targets '{argv[0]}': give `mmssl targets kmeans`.")
+        return
+    try:
+        run_kmeans(tyro.cli(KmeansSettings, prog="mmssl targets kmeans", args=list(argv[1:])))
+    except KeyboardInterrupt:
+        print("Stopped: the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
 def doctor(argv: Sequence[str]) -> None:
     if argv:
         print(
@@ -131,6 +150,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "embed": embed,
     "index": index,
+    "targets": targets,
     "prepare": prepare,
     "doctor": doctor,
 }

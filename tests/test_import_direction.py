@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "adaptation": FACTS | {"objectives", "evaluation", "report", "training"},
     "doctor": {"doctor_probes"},
     "doctor_probes": set(),
-    "cli": FACTS | {"objectives", "evaluation", "report", "training", "adaptation", "doctor"},
+    "cli": FACTS | {"targets", "objectives", "evaluation", "report", "training", "adaptation", "doctor"},
 }
 """Room or module -> what it may import besides itself and COMMON."""
 

@@ -210,7 +210,7 @@ def views_of(spec: ImageSpec | VideoSpec | AudioSpec) -> Views:
     if isinstance(spec, ImageSpec):
         return ImageViews(spec.size)
     if isinstance(spec, VideoSpec):
-        return VideoViews(spec.size, spec.frames, spec.stride)
+        return VideoViews(spec.size, spec.frames, spec.stride, names=("view",))
     return AudioViews(spec.rate, spec.samples)
 
 
