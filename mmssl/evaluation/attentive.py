@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
+from mmssl.adapters.specs import WaveformSpec
 from mmssl.data.indexing import show_progress
 from mmssl.data.sources import Source, open_source
 from mmssl.encoders.base import Encoder
@@ -91,9 +92,14 @@ def attentive(encoder: Encoder, source: Source, settings: AttentiveSettings) -> 
     """All figures: the encoder, its untrained twins and chance, on the same files.
 
     Raises:
-        UserError: no labels, too few classes or files, or files that cannot be read.
+        UserError: no labels, too few classes or files, files that cannot be read, or an encoder of waveforms.
     """
     settings.check()
+    if isinstance(encoder.spec, WaveformSpec):
+        raise UserError(
+            "An attentive probe takes equally many tokens of every file, and a speech encoder gives as many as the "
+            "recording is long: use `mmssl evaluate linear`."
+        )
     begin = time.monotonic()
     task, views = task_for(settings, source, encoder.spec)
     twins = [untrained(encoder, seed) for seed in range(settings.seed, settings.seed + settings.seeds)]

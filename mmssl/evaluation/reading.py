@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from mmssl.data.guard import end_with_parent
@@ -57,7 +58,7 @@ class Chunk:
     """Samples of a few files on the CPU."""
 
     views: Tensor | None
-    """Raw media [B,...]; None when no file of the chunk could be read."""
+    """Raw media [B,...], waveforms of several lengths followed by zeros; None when no file could be read."""
     lengths: Tensor | None
     """int64 [B]: real samples or frames of each view; None where views are never padded."""
     rows: np.ndarray
@@ -82,7 +83,8 @@ class Chunk:
             lengths += [length for _, length in found]
             classes += given
             rows += [row] * len(found)
-        stacked = torch.stack(views) if views else None
+        # Of waveforms as long as they are: zeros behind each up to the longest of the chunk.
+        stacked = pad_sequence(views, batch_first=True) if views else None
         real = torch.tensor(lengths) if lengths and lengths[0] >= 0 else None
         return Chunk(stacked, real, np.array(rows, np.int64), np.array(classes, np.int64), tuple(skipped))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmssl.adapters.specs import ImageSpec, Spec, VideoSpec, WaveformSpec
 from mmssl.data.listing import list_media
@@ -45,10 +46,12 @@ def evaluation_views(spec: Spec, clips: int = 1) -> Views:
         if clips == 1:
             return VideoViews(size=spec.size, frames=spec.frames, stride=spec.stride).centre()
         return SpacedClips(spec.size, spec.frames, spec.stride, per_file=clips)
-    needed = spec.window if isinstance(spec, WaveformSpec) else 1
+    if isinstance(spec, WaveformSpec):
+        kind = RealCentre if clips == 1 else RealSegments
+        return kind(spec.rate, spec.samples, per_file=clips, needed=spec.window)
     if clips == 1:
-        return AudioCentre(spec.rate, spec.samples, needed=needed)
-    return SpacedSegments(spec.rate, spec.samples, per_file=clips, needed=needed)
+        return AudioViews(rate=spec.rate, samples=spec.samples).centre()
+    return SpacedSegments(spec.rate, spec.samples, per_file=clips)
 
 
 def kind_for(data: str | Path, spec: Spec) -> str:
@@ -99,6 +102,21 @@ class SpacedSegments(AudioViews):
 
     def centre(self) -> Views:
         return self
+
+
+class Real(AudioViews):
+    """Nothing follows where a recording ends: each view is as long as it is, for encoders that take any length."""
+
+    def _fill(self, wave: Tensor) -> Tensor:
+        return wave
+
+
+class RealCentre(Real, AudioCentre):
+    """The segment in the middle of a recording, or all of a shorter one."""
+
+
+class RealSegments(Real, SpacedSegments):
+    """Segments at evenly spaced times of a recording; of a shorter one all of it, several times."""
 
 
 SPEEDS = (1, 2, 4)
