@@ -24,7 +24,7 @@ def build_optimizer(objective: Objective, settings: Settings) -> torch.optim.Opt
         for group in objective.param_groups()
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
     if settings.optimizer == "sgd":
         return SGD(groups, lr=settings.lr, momentum=settings.betas[0])
     return LARS(groups, lr=settings.lr, momentum=settings.betas[0])

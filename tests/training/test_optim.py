@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmssl.objectives.base import Objective
 from mmssl.training.momentum import LARS, SGD
 from mmssl.training.optim import build_optimizer, set_lr
-from mmssl.training.schedule import warmup_cosine
+from mmssl.training.schedule import SCHEDULES, warmup_cosine, warmup_linear
 from mmssl.training.settings import Settings
 from mmssl.types import Batch, ObjectiveOutput
 
@@ -139,3 +139,28 @@ def test_schedule() -> None:
     rates = [lr(step) for step in range(20, 101)]
     assert rates == sorted(rates, reverse=True)
     assert warmup_cosine(0, total=1, warmup=0, peak=2.0) == 2.0
+
+
+def test_linear_schedule_is_the_polynomial_of_power_1() -> None:
+    """fairseq's: (peak - last) * (1 - share of the steps after warm-up that are done) ** 1 + last."""
+    rates = [warmup_linear(step, total=101, warmup=20, peak=2.0, last=0.5) for step in range(101)]
+    assert rates[:3] == pytest.approx([0, 0.1, 0.2])
+    expected = [(2.0 - 0.5) * (1 - done / 80) + 0.5 for done in range(81)]
+    assert rates[20:] == pytest.approx(expected)
+    assert warmup_linear(0, total=1, warmup=0, peak=2.0) == 2.0
+    assert set(SCHEDULES) == {"cosine", "linear"}
+
+
+def test_adamw_takes_its_epsilon() -> None:
+    """With a tiny gradient g the first step is lr * g / (|g| + eps): half of lr where both are equal."""
+    objective = Model()
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in trained]
+    optimizer = build_optimizer(
+        objective, Settings(data="", out=Path(), base_lr=0.1, batch_size=256, weight_decay=0.0, eps=1e-3)
+    )
+    for parameter in trained:
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer.step()
+    for old, new in zip(before, trained, strict=True):
+        torch.testing.assert_close(old - new, torch.full_like(old, 0.05), rtol=1e-3, atol=1e-6)
