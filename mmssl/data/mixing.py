@@ -3,7 +3,7 @@ HuBERT (Chen et al. 2022, arXiv:2110.13900)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,12 @@ class NoisyCrops(AudioCrops):
     noise: Source | None = None
     noise_share: float = 0.1
     names: tuple[str, ...] = ("view", "noise")
+
+    @classmethod
+    def of(cls, crops: AudioCrops, noise: Source, share: float) -> NoisyCrops:
+        """The same crops, with noises beside them."""
+        own = {each.name: getattr(crops, each.name) for each in fields(AudioCrops) if each.name != "names"}
+        return cls(**own, noise=noise, noise_share=share)
 
     def __post_init__(self) -> None:
         super().__post_init__()

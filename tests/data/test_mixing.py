@@ -154,7 +154,8 @@ def test_noises_are_read_beside_the_crops(noises: Path, tmp_path: Path) -> None:
         make_audio(tmp_path / f"{number}.wav", seconds=1.0 + 0.2 * number, seed=number)
     source, noise = open_source(str(tmp_path), "audio"), open_source(str(noises), "audio")
     plain = AudioCrops(min_seconds=0.5, max_seconds=0.8)
-    views = NoisyCrops(min_seconds=0.5, max_seconds=0.8, noise=noise, noise_share=0.5)
+    views = NoisyCrops.of(plain, noise, 0.5)
+    assert views == NoisyCrops(min_seconds=0.5, max_seconds=0.8, noise=noise, noise_share=0.5)
     draws = [Draw(epoch, row, Cut(30)) for epoch in range(8) for row in range(6)]
     batch = MediaDataset(source, views, 0).batch(draws)
     assert torch.equal(batch.views["view"], MediaDataset(source, plain, 0).batch(draws).views["view"]), "the same crops"
