@@ -96,7 +96,7 @@ def norm_over_real(x: Tensor, real: Tensor, norm: nn.GroupNorm) -> Tensor:
         centred = x - (x * weight).sum(2, keepdim=True) / count
         variance = (centred.square() * weight).sum(2, keepdim=True) / count
         scaled = centred * (variance + norm.eps).rsqrt()
-        return scaled * norm.weight.float()[:, None] + norm.bias.float()[:, None]
+        return (scaled * norm.weight.float()[:, None] + norm.bias.float()[:, None]).to(norm.weight.dtype)
 
 
 class FeatureExtractor(nn.Module):

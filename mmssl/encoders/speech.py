@@ -306,5 +306,5 @@ def _mean_of_real(x: Tensor, padding: Tensor | None) -> Tensor:
     """Mean [B,D] over the frames [B,N,D] that are no padding."""
     if padding is None:
         return x.mean(1)
-    real = (~padding).unsqueeze(2).to(x.dtype)
-    return (x * real).sum(1) / real.sum(1)
+    real = (~padding).unsqueeze(2).float()  # bf16 cannot count beyond 256
+    return ((x * real).sum(1) / real.sum(1)).to(x.dtype)

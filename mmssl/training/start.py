@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, is_tensorboard_available
 from torch import nn
 
+from mmssl.encoders.speech import Block as SpeechBlock
 from mmssl.encoders.vit import Block
 from mmssl.errors import UserError
 from mmssl.files import write_json, writing
@@ -90,7 +91,7 @@ def compile_blocks(objective: nn.Module, device: torch.device, shapes: int = 1) 
                 "--compile on a CPU needs a C++ compiler and Python's headers, and they are not here: install them "
                 "(on Debian g++ and python3-dev), or leave it out."
             )
-    blocks = [block for block in objective.modules() if isinstance(block, Block)]
+    blocks = [block for block in objective.modules() if isinstance(block, Block | SpeechBlock)]
     # Blocks with drop path rates of their own are compiled one each, which is no endless recompiling.
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 2 * len(blocks) * shapes)
