@@ -22,7 +22,7 @@ LEAST_ENERGY = 1e-9
 
 
 class LogMagnitude(Front):
-    """Waveforms float32 [B,S] -> (log-mel - mean) / (2 std), fp32 [B,1,1,F,T] with T = spec.frames.
+    """Waveforms float32 [B,S] -> (log-mel - mean) / (2 std), fp32 [B,1,1,F,T], T at most spec.frames.
 
     As COLA's official code: 25 ms windows each 10 ms without padding at the edges, periodic Hann, the MAGNITUDE of a
     1024-point Fourier transform (the power of two at or above two windows at other rates, our choice), HTK mel bands
@@ -32,8 +32,11 @@ class LogMagnitude(Front):
     Every view is divided by its L2 norm first, as COLA's probe treats its windows. Pre-training divides the whole clip
     before segments are cut from it: such views are read inside `taken_as_given`.
 
-    What follows the end of a recording is silence, as in the official code, so `lengths` tells nothing new; a view of
-    fewer frames is filled with the logarithm of the floor, a longer one is cut.
+    What follows the end of a recording is silence, as in the official code, so `lengths` tells nothing new. A view of
+    more than spec.frames is cut.
+
+    Args:
+        fill: give a view of fewer frames silence up to spec.frames, for encoders of a fixed number of patches.
 
     Raises:
         UserError: a rate so low that the bands do not lie below half of it, or bands of no bin.
@@ -43,7 +46,7 @@ class LogMagnitude(Front):
     window: Tensor
     mel: Tensor
 
-    def __init__(self, spec: AudioSpec) -> None:
+    def __init__(self, spec: AudioSpec, fill: bool = False) -> None:
         super().__init__()
         if spec.rate < 2 * HIGHEST_HZ:
             raise UserError(
@@ -52,7 +55,7 @@ class LogMagnitude(Front):
             )
         self.spec = spec
         self.channels = 1
-        self.unit = True
+        self.fill, self.unit = fill, True
         self.length, self.shift = round(0.025 * spec.rate), round(0.010 * spec.rate)
         self.fft = 1 << (2 * self.length - 1).bit_length()
         banks = mel_bands(spec.mels, self.fft // 2 + 1, spec.rate)
@@ -70,7 +73,7 @@ class LogMagnitude(Front):
             if self.unit:
                 wave = wave * wave.square().sum(1, keepdim=True).clamp_min(LEAST_ENERGY).rsqrt()
             mel = self.log_mel(wave)
-        missing = self.spec.frames - mel.shape[1]
+        missing = self.spec.frames - mel.shape[1] if self.fill else 0
         return F.pad(mel, (0, 0, 0, missing), value=math.log(FLOOR)).transpose(1, 2)[:, None, None]
 
     def log_mel(self, waveform: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class SpectrogramPatches(Adapter):
 
     def __init__(self, spec: AudioSpec, width: int) -> None:
         super().__init__()
-        self.front = LogMagnitude(spec) if spec.front == "cola" else LogMel(spec)
+        self.front = LogMagnitude(spec, fill=True) if spec.front == "cola" else LogMel(spec)
         self.patch, self.stride = (1, spec.patch, spec.patch), (1, spec.stride, spec.stride)
         self.projection = nn.Conv2d(1, width, spec.patch, spec.stride)
 

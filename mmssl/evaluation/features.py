@@ -70,6 +70,7 @@ def extract_all(
     *,
     views: Views | None = None,
     classes: tuple[str, ...] | None = None,
+    each: bool = False,
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str | None = None,
@@ -82,6 +83,7 @@ def extract_all(
     Args:
         views: deterministic sampling; `evaluation_views(encoder.spec)` if None. Several samples of a file are averaged.
         classes: names of the classes that the views give: then every sample is an example of its own.
+        each: every sample is an example of its own and has its file's label.
         device: where to compute (encoders are moved there); None leaves each encoder where it is.
         cache: folder of features already computed; the key covers weights, data, rows, views and seed.
 
@@ -91,15 +93,15 @@ def extract_all(
     if not len(rows):
         raise UserError("There is no file to compute features of: check the split and the folder.")
     files = Files(source, views or evaluation_views(encoders[0].spec), np.asarray(rows, np.int64), seed)
-    keys = [_cache_key(encoder, files) for encoder in encoders]
-    stored = [_load(cache, key) for key in keys]
+    keys = [cache_key(encoder, files) for encoder in encoders]
+    stored = [load_cached(cache, key) for key in keys]
     missing = [i for i, found in enumerate(stored) if found is None]
     if missing:
         wanted = [encoders[i] if device is None else encoders[i].to(device) for i in missing]
         for i, found in zip(missing, _compute(wanted, files, batch_size, workers, title), strict=True):
             stored[i] = found
-            _save(cache, keys[i], found)
-    return [_features(found, source, classes) for found in stored if found is not None]
+            save_cached(cache, keys[i], found)
+    return [_features(found, source, classes, each) for found in stored if found is not None]
 
 
 def _compute(
@@ -147,10 +149,11 @@ def _compute(
     return results
 
 
-def _features(stored: dict[str, np.ndarray], source: Source, classes: tuple[str, ...] | None) -> Features:
+def _features(stored: dict[str, np.ndarray], source: Source, classes: tuple[str, ...] | None, each: bool) -> Features:
     x, rows = stored["x"], stored["rows"]
     if classes is None:
-        rows, x = _mean_by_file(rows, x)
+        if not each:
+            rows, x = _mean_by_file(rows, x)
         labels = tuple(source.label(int(row)) for row in rows)
     else:
         labels = tuple(classes[number] for number in stored["classes"])
@@ -173,7 +176,7 @@ def _mean_by_file(rows: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
 # ------------------------------------------------------------------------------------------------------------- cache
 
 
-def _cache_key(encoder: Encoder, files: Files) -> str:
+def cache_key(encoder: Encoder, files: Files) -> str:
     versions = (mmssl.__version__, torch.__version__)
     parts = (*versions, encoder_hash(encoder), files.source.fingerprint, repr(files.views), files.seed)
     digest = hashlib.sha256(repr(parts).encode())
@@ -181,7 +184,7 @@ def _cache_key(encoder: Encoder, files: Files) -> str:
     return digest.hexdigest()
 
 
-def _load(cache: Path | None, key: str) -> dict[str, np.ndarray] | None:
+def load_cached(cache: Path | None, key: str) -> dict[str, np.ndarray] | None:
     if cache is None or not (cache / f"{key}.npz").exists():
         return None
     try:
@@ -191,7 +194,7 @@ def _load(cache: Path | None, key: str) -> dict[str, np.ndarray] | None:
         return None  # a damaged cache costs a computation, never an evaluation
 
 
-def _save(cache: Path | None, key: str, stored: dict[str, np.ndarray]) -> None:
+def save_cached(cache: Path | None, key: str, stored: dict[str, np.ndarray]) -> None:
     if cache is None:
         return
     try:

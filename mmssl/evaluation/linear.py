@@ -44,9 +44,13 @@ class Probe:
     trials: tuple[Trial, ...]
     """Validation figures of the whole grid."""
 
+    def logits(self, x: Tensor) -> Tensor:
+        """Features [Q,D] -> float32 [Q,classes]."""
+        return ((x.float() - self.mean) / self.scale) @ self.weight + self.bias
+
     def predict(self, x: Tensor) -> Tensor:
         """Features [Q,D] -> classes int64 [Q]."""
-        return (((x.float() - self.mean) / self.scale) @ self.weight + self.bias).argmax(1)
+        return self.logits(x).argmax(1)
 
 
 @torch.no_grad()

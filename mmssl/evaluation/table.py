@@ -14,7 +14,8 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
     """Print the figures of an evaluation: trained, untrained and chance, then every class."""
     console = console or Console()
     trained, data = result["trained"], result["data"]
-    how = f"k = {trained['k']}" if "k" in trained else f"lr {trained['rate']:g}, decay {trained['decay']:g}"
+    shown = (("k", "k = {:g}"), ("rate", "lr {:g}"), ("decay", "decay {:g}"))
+    how = ", ".join(text.format(trained[name]) for name, text in shown if name in trained) or "nothing to choose"
     size = f"{data['examples']['test']} test examples, {len(data['classes'])} classes"
     table = Table(title=f"{result['evaluation']} on {size} ({how})")
     for column in ("encoder", "top-1", "95 %", "balanced", "95 %"):
