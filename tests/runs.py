@@ -67,7 +67,16 @@ TINY = {
     "audio/cola": ["--input.mels", "32", "--input.frames", "32", "--seconds", "0.4", "--out-width", "16"],
 }
 """Options that make a recipe small enough for a test, at learning rates that show."""
+SPEECH = [
+    *("--encoder.width", "32", "--encoder.depth", "2", "--encoder.heads", "2", "--encoder.position-kernel", "16"),
+    *("--encoder.position-groups", "4", "--input.channels", *["16"] * 7, "--head-width", "16", "--min-seconds", "0.3"),
+    *("--max-seconds", "1.2", "--batch-seconds", "6", "--lr-per", "6", "--buckets", "2"),
+    *("--layer", "1", "--fit-frames", "2000"),
+]
+TINY |= {"audio/hubert": SPEECH, "audio/wavlm": SPEECH}
 ELSEWHERE = {
+    "audio/hubert": "test_speech.py",
+    "audio/wavlm": "test_speech.py",
     "video/colourisation": "test_colourisation.py",
     "video/tcn": "test_tcn.py",
     "video/tcn_single": "test_tcn.py",
@@ -92,7 +101,8 @@ def make_media(folder: Path, modality: str, files: int = 12) -> Path:
 
 def options(recipe: str, data: Path, out: Path, *more: str) -> list[str]:
     """The command line of a tiny run: 6 steps of 8 samples; `more` comes last and wins."""
-    given = [recipe, "--data", str(data), "--out", str(out), *TINY[recipe], "--base-lr", "0.05", "--batch-size", "8"]
+    given = [recipe, "--data", str(data), "--out", str(out), *TINY[recipe], "--base-lr", "0.05"]
+    given += [] if "--batch-seconds" in TINY[recipe] else ["--batch-size", "8"]
     given += ["--steps", "6", "--warmup", "0.3", "--workers", "0", "--log-every", "1", "--probe-every", "0"]
     names = [option for option in more if option.startswith("--")]
     kept: list[str] = []
@@ -141,7 +151,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-TIMES = ("samples_per_s", "data_wait")
+TIMES = ("samples_per_s", "audio_s_per_s", "data_wait")
 
 
 def trace(out: Path) -> list[dict[str, Any]]:

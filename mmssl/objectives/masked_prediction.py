@@ -51,6 +51,21 @@ def weighted_cross_entropy(logits: Tensor, units: Tensor, weights: Tensor) -> tu
         return (terms * weights.flatten().float()).sum() / count.clamp_min(1.0), count
 
 
+def feature_square(features: Tensor, padding: Tensor | None, terms: Tensor) -> Tensor:
+    """Mean square of features [B,N,C], each sample's over its real frames, the samples weighed by `terms` [B].
+
+    fairseq takes the mean over a process's batch times its masked frames, of which its samples have equal numbers.
+    Weighed by its own terms, a sample counts the same on however many processes; where the numbers are equal, this is
+    fairseq's penalty.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        squares = features.float().square().mean(2)
+        if padding is not None:
+            squares = squares * ~padding
+        real = squares.shape[1] if padding is None else (~padding).sum(1)
+        return (squares.sum(1) / real * terms).sum() / terms.sum().clamp_min(1)
+
+
 class CosineHead(nn.Module):
     """Tokens [B,N,D] -> logits fp32 [B,N,C]: a projection to `width` values, compared with a learned vector a code."""
 
@@ -176,8 +191,7 @@ class MaskedPrediction(Objective):
                     f"{type(self.encoder).__name__} has no features before its tokens to penalise: give a feature "
                     "penalty of 0."
                 )
-            with torch.autocast(loss.device.type, enabled=False):
-                penalty = tokens.features.float().square().mean()
+            penalty = feature_square(tokens.features, tokens.padding, (weights > 0).sum(1))
             loss = loss + self.feature_penalty * penalty
             metrics["feature_penalty"] = penalty.detach()
         return ObjectiveOutput(loss, count, metrics)

@@ -25,7 +25,7 @@ from mmssl.errors import UserError
 from mmssl.files import writing
 from mmssl.objectives.base import Objective
 from mmssl.training.checkpoint import Checkpoints, Saved, agree
-from mmssl.training.codebook import settle_codebook
+from mmssl.training.codebook import FILE, read, settle_codebook
 from mmssl.training.dry_run import dry_run
 from mmssl.training.finish import finish
 from mmssl.training.interrupt import Interrupt
@@ -33,7 +33,7 @@ from mmssl.training.log import JsonLines, Value
 from mmssl.training.optim import build_optimizer, set_lr
 from mmssl.training.progress import Display
 from mmssl.training.recipe import Parts
-from mmssl.training.schedule import warmup_cosine
+from mmssl.training.schedule import SCHEDULES
 from mmssl.training.settings import Settings
 from mmssl.training.start import check_out, compile_blocks, make_accelerator, write_recipe
 from mmssl.training.step import LossScale, StepOutput, reduced, train_step, wide
@@ -53,7 +53,14 @@ def train(settings: S, build: Callable[[S], Parts], *, recipe: str, command: str
     Raises UserError for everything a user can mend; exits with status 130 after Ctrl-C or SIGTERM, everything saved.
     """
     accelerator = make_accelerator(settings)
-    finished = carry_out(accelerator, settings, build, recipe=recipe, command=command)
+    settings.check(accelerator.num_processes)
+    finished = True
+    for own in settings.runs(str(accelerator.device)):
+        if own is not settings:
+            accelerator = make_accelerator(own)
+        finished = carry_out(accelerator, cast(S, own), build, recipe=recipe, command=command)
+        if not finished:
+            break
     accelerator.end_training()
     if not finished:
         sys.exit(130)
@@ -181,6 +188,8 @@ class Run:
                     f"{self.settings.out} began with {saved.state['rows']}: bring the data back to what it was, or "
                     "choose another --out."
                 )
+            if self.objective.codebook is not None:  # another one may have other sizes, too
+                self.objective.adopt(read(self.settings.out / FILE, saved))
             self.checkpoints.load(saved, self.model, self.optimizer, self.scale)
             self.step = saved.step
             self.counts = dict(saved.state["counts"])
@@ -208,9 +217,9 @@ class Run:
         else:
             self.checkpoints.restore_random(saved)
         self.model.train()
-        warmup = round(settings.warmup * self.total)
+        warmup, decay = round(settings.warmup * self.total), SCHEDULES[settings.schedule]
         while self.step < self.total:
-            lr = warmup_cosine(self.step, total=self.total, warmup=warmup, peak=settings.lr, last=settings.last_lr)
+            lr = decay(self.step, total=self.total, warmup=warmup, peak=settings.lr, last=settings.last_lr)
             set_lr(self.optimizer, lr)
             output = train_step(
                 self.accelerator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ FREE = frozenset(
         "tensorboard",
         "dry_run",
         "progress_seconds",
+        "units",  # their codebook is compared
     }
 )
 """Settings that may change between a run and its continuation, because the result does not depend on them."""
@@ -57,9 +59,13 @@ class Settings:
     """Learning rate at the last step, scaled by the batch as base_lr is."""
     warmup: float = 0.05
     """Share of the run in which the learning rate grows from 0."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after that."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     """Of AdamW; SGD and LARS use the first as momentum."""
+    eps: float = 1e-8
+    """Of AdamW."""
     clip: float | None = None
     """Largest norm of the gradient; none if not given."""
 
@@ -97,6 +103,11 @@ class Settings:
     @property
     def last_lr(self) -> float:
         return self.min_lr * self.batch_size / self.lr_per
+
+    def runs(self, device: str) -> Iterator[Settings]:
+        """The runs that one command makes, one after the other, on `device`: this one, unless a recipe's method takes
+        several. What has to stand before a run is made before it is yielded, on every process."""
+        yield self
 
     def check(self, world: int) -> None:
         """Raise UserError for values that cannot work together on `world` processes."""

@@ -24,7 +24,13 @@ from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
 from mmssl.objectives.base import Objective
-from mmssl.objectives.masked_prediction import CosineHead, MaskedPrediction, cosine_logits, weighted_cross_entropy
+from mmssl.objectives.masked_prediction import (
+    CosineHead,
+    MaskedPrediction,
+    cosine_logits,
+    feature_square,
+    weighted_cross_entropy,
+)
 from mmssl.objectives.masks import CoarseMask, RandomMask, TubeMask
 from mmssl.objectives.spans import SpanMask
 from mmssl.targets.codebook import Codebook
@@ -204,7 +210,7 @@ def test_hidden_pixels_cannot_reach_the_prediction(make: Callable[[], MaskedPred
     adapter = objective.require_tokens().adapter
     units = objective.units(batch)
     patches = adapter.patches(adapter.pixels(batch.views["view"]))
-    mask = objective.mask(batch.noise["mask"], objective.grid).boolean()
+    mask = objective.draw(batch.noise["mask"], objective.require_tokens().tokenize(batch.views["view"]))
     noisy = torch.where(mask[:, :, None, None], torch.randn_like(patches), patches)
 
     def logits(patches: Tensor) -> Tensor:
@@ -252,13 +258,25 @@ def test_loss_is_masked_terms_weighted_unmasked_ones_and_the_penalty() -> None:
     assert output.count.item() == mask.numel()
 
 
+def test_the_penalty_weighs_samples_by_their_terms_and_leaves_padding_out() -> None:
+    rng = np.random.default_rng(0)
+    features, terms = rng.standard_normal((3, 10, 4)) * np.array([1, 2, 3])[:, None, None], np.array([2, 0, 7])
+    real = np.array([10, 4, 6])
+    expected = sum(t * (f[:n] ** 2).mean() for f, n, t in zip(features, real, terms, strict=True)) / 9
+    padding = torch.arange(10) >= torch.from_numpy(real)[:, None]
+    found = feature_square(torch.from_numpy(features), padding, torch.from_numpy(terms))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+    equal = feature_square(torch.from_numpy(features), None, torch.tensor([5, 5, 5]))
+    assert equal.item() == pytest.approx((features**2).mean(), rel=1e-6), "fairseq's, where all have as many"
+
+
 def test_a_step_over_uneven_micro_batches_is_the_step_over_all() -> None:
     """Masked frames of the whole step share one weight: counts differ by chance, by length and by missing labels."""
     accelerator = Accelerator(cpu=True)
     whole: dict[int, list[Tensor]] = {}
     for parts in (1, 2):
         torch.manual_seed(0)
-        objective = waveforms(feature_penalty=0.0).eval()
+        objective = waveforms().eval()
         batch = a_batch(objective, 4)
         batch.targets["units"][0, 5:] = -1  # the first half has fewer terms
         pieces = [

@@ -15,7 +15,7 @@ from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.objectives.masked_prediction import MaskedPrediction
 from mmssl.objectives.spans import SpanMask
 from mmssl.targets.codebook import Codebook
-from mmssl.types import Batch
+from mmssl.types import Batch, Tokens
 
 CODES, LAYERS = 30, 3
 
@@ -129,6 +129,12 @@ def test_a_step_is_that_of_torchaudio(large: bool) -> None:
     units = torch.randint(0, CODES, (3, 30))
     noise = {"mask": torch.rand(3, objective.noise["mask"])}
     mask = SpanMask()(noise["mask"], (1, 1, 30))
+    mask &= mask.cumsum(1) <= mask.sum(1).min()  # torchaudio cuts all masks of a batch to the smallest
+
+    def given(noise: Tensor, tokens: Tokens) -> Tensor:
+        return mask
+
+    objective.draw = given  # type: ignore[method-assign]
     peer.mask_generator = GivenMask(peer.mask_generator.mask_embedding, mask)
 
     masked, unmasked, penalty = peer(view, units)
@@ -159,6 +165,4 @@ def test_a_step_is_that_of_torchaudio(large: bool) -> None:
             continue
         scale = expected.abs().max().item()
         assert scale > 0, name
-        torch.testing.assert_close(
-            found, expected, rtol=1e-3, atol=1e-4 * scale, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * scale, msg=name)
