@@ -72,6 +72,7 @@ EVALUATIONS = {
     "linear": "mmssl.evaluation.command:LinearSettings",
     "windows": "mmssl.evaluation.windows:WindowsSettings",
     "layers": "mmssl.evaluation.layers:LayersSettings",
+    "discrimination": "mmssl.evaluation.discrimination:DiscriminationSettings",
     "attentive": "mmssl.evaluation.attentive:AttentiveSettings",
     "retrieval": "mmssl.evaluation.retrieval:RetrievalSettings",
     "finetune": "mmssl.adaptation.settings:FinetuneSettings",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmssl.adapters.specs import WaveformSpec
+from mmssl.adapters.specs import AudioSpec, WaveformSpec
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.layouts import VIDEOMAE, Layout
 
@@ -15,6 +15,12 @@ INPUTS = {
     "audio": "recordings at {rate} Hz as {mels} log-mel values x {frames} frames",
 }
 WAVEFORMS = "recordings at {rate} Hz, each {scale}, of at least {window} samples"
+MAGNITUDES = (
+    "No feature extractor of transformers makes its input, [B, 1, mel bands, frames]: divide the waveform by its L2 "
+    "norm; 25 ms windows each 10 ms without padding, periodic Hann, magnitudes of a Fourier transform of the power of "
+    "two at or above two windows; HTK mel bands from 60 to 7800 Hz, triangular in mel, not normalised, the bin at 0 Hz "
+    "in none; clip to [1e-5, 1e8], natural logarithm, minus {mean:g}, over {scale:g}. mmssl.Encoder does all of it."
+)
 POOLED = {
     "mean": "the mean over patch tokens (without prefix tokens), or over the feature map of a convolutional net",
     "cls": "the first token",
@@ -57,6 +63,8 @@ def model_card(encoder: Encoder, layout: Layout, facts: Mapping[str, Any]) -> st
     ]
     if layout.reason is not None:
         lines += ["", f"transformers cannot load it: {layout.reason}."]
+    if isinstance(spec, AudioSpec) and spec.front == "cola":
+        lines += ["", MAGNITUDES.format(mean=spec.mean, scale=2 * spec.std)]
     if layout is VIDEOMAE:
         lines += [
             "",

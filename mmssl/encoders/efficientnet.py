@@ -36,7 +36,8 @@ class EfficientNetSettings:
 class EfficientNet(Encoder):
     """Images [B,3,H,W] or spectrograms of waveforms [B,S] through transformers' EfficientNetModel, which pads strided
     convolutions below and to the right as Keras does where the size is even or unknown (COLA builds it for spectrograms
-    of any length).
+    of any length). Rows are mel bands here and columns time; the official code has them the other way round, which is
+    the same network with its square kernels turned over.
 
     What training changes of the class: batch norms move by 0.01, as Keras' do, and the dropout before a residual sum
     drops whole samples (drop-connect) instead of values. Weights start as Keras' (truncated normal, variance 2 over the

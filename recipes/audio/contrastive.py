@@ -7,8 +7,8 @@ command    mmssl pretrain audio/contrastive --data DIR --out DIR
 hardware   paper: 500 epochs of AudioSet on TPUs
 published  Speech Commands v2 (35 classes), linear: 62.4 % (EfficientNet-B0, AudioSet)
 ours       not measured yet
-difference the paper encodes 64 log-mel bands with EfficientNet-B0 and maximum pooling; here it is AST's 128-band front
-           end with a ViT or a ResNet, and mean pooling
+difference audio/cola is the paper to the letter (64 log-mel bands, EfficientNet-B0, maximum pooling); here it is AST's
+           128-band front end with a ViT or a ResNet, and mean pooling
 """
 
 from __future__ import annotations

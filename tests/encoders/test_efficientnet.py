@@ -68,7 +68,9 @@ def test_transformers_reads_it_and_finds_the_same(pooling: str, tmp_path: Path) 
             torch.testing.assert_close(found.feature_map, expected.last_hidden_state, rtol=1e-5, atol=1e-5)
             assert found.hidden is not None
             assert len(found.hidden) > 7
-    assert "transformers cannot load it" not in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert "transformers cannot load it" not in card
+    assert "minus 0, over 255" in card, "how its input is made"
 
 
 def test_strided_convolutions_pad_below_and_to_the_right() -> None:
