@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.adapters.base import Adapter
-from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec
+from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec, WaveformSpec
 from mmssl.data.views import AudioViews, ImageViews, VideoViews, Views
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import build_adapter
@@ -36,8 +36,6 @@ class Timing:
     window: int
     context: int
     """Features next to a cut that are wrong (or, of an encoder, poor), since they would look beyond it."""
-    batched: bool
-    """Recordings of different length may share a batch: padding does not change the features of what is real."""
 
     def count(self, samples: int) -> int:
         """Features of a recording of so many samples."""
@@ -91,7 +89,7 @@ class MfccFeatures(Features):
 
     modality = "audio"
     width = 3 * mfcc.CEPSTRA
-    timing = Timing(mfcc.RATE, mfcc.HOP, mfcc.WINDOW, context=4, batched=True)  # two regressions over 5 frames
+    timing = Timing(mfcc.RATE, mfcc.HOP, mfcc.WINDOW, context=4)  # two regressions over 5 frames
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,10 +126,11 @@ class PatchFeatures(Features):
 
 class LayerFeatures(Features):
     """State `layer` of an encoder, without its prefix tokens: 1 is what the first block puts out, as fairseq counts its
-    output_layer and transformers its hidden_states.
+    output_layer and transformers its hidden_states. The encoder is taken over: frozen, and without the blocks above.
 
-    A long recording of an encoder of waveforms is read in parts, with 5 s more on both sides: a frame near a seam sees
-    at least so much, but not the whole recording; statistics over time (the group norm of HuBERT BASE) are of the part.
+    A recording longer than 100 s of an encoder of waveforms is read in parts, with 5 s more on both sides: a frame near
+    a seam sees at least so much, but not the whole recording; statistics over time (the group norm of HuBERT BASE, the
+    normalised waveform of LARGE) are of the part. fairseq cuts at 100 s without more, and loses a frame at each cut.
 
     Raises:
         UserError: an encoder without such a layer.
@@ -148,6 +147,7 @@ class LayerFeatures(Features):
         self.source = None if source is None else str(source)
         self.description = {"kind": "layer", "layer": layer, "model": model_hash(encoder)}
         self.encoder = encoder.requires_grad_(False).eval()
+        self.encoder.blocks = blocks[:layer]
         spec = encoder.spec
         if isinstance(spec, ImageSpec | VideoSpec | AudioSpec):
             self.views = views_of(spec)
@@ -199,10 +199,10 @@ def feature_text(description: dict[str, Any]) -> str:
     return json.dumps(description, sort_keys=True)
 
 
-def timing_of(spec: Any) -> Timing:
-    """Of an encoder of waveforms (`spec` has rate, hop and window)."""
+def timing_of(spec: WaveformSpec) -> Timing:
+    """Of an encoder of waveforms, which leaves padding out."""
     context = round(CONTEXT_SECONDS * spec.rate / spec.hop)
-    return Timing(spec.rate, spec.hop, spec.window, context, batched=False)
+    return Timing(spec.rate, spec.hop, spec.window, context)
 
 
 def views_of(spec: ImageSpec | VideoSpec | AudioSpec) -> Views:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 
-CHUNK = 1 << 16
-"""Rows whose distances to all centroids are held at once."""
+CHUNK = {"cpu": 1 << 20}
+"""Distances that are held at once, by kind of device: on a CPU those that its cache holds."""
+LARGE_CHUNK = 1 << 26
+"""On other devices: 256 MiB."""
 SMOOTHING = 0.1
 """Weight of a batch in the running inertia that decides about the end. Ours: scikit-learn takes it from the number of
 samples, which a stream does not know."""
@@ -40,7 +42,8 @@ def assign(x: Tensor, centroids: Tensor) -> Tensor:
     """Index int64 [...] of the nearest centroid [k,d] of every vector of x [...,d], the first of equally near ones."""
     if not x.numel():
         return torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
-    return _nearest(x.reshape(-1, x.shape[-1]), centroids)[0].view(x.shape[:-1])
+    found = _nearest_by_chunk(x.reshape(-1, x.shape[-1]), centroids)
+    return torch.cat([labels for _, _, labels in found]).view(x.shape[:-1])
 
 
 def fit(
@@ -221,27 +224,39 @@ def _lloyd(x: Tensor, centroids: Tensor, max_iter: int, tolerance: float) -> Fit
 
 
 def _nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels int64 [n] and squared distances [n] of x [n,d], a chunk at a time."""
+    """Labels int64 [n] and squared distances [n] of x [n,d]."""
     labels, distances = [], []
+    for rows, nearness, label in _nearest_by_chunk(x, centroids):
+        labels.append(label)
+        distances.append((nearness + rows.square().sum(1)).clamp_(min=0))
+    return torch.cat(labels), torch.cat(distances)
+
+
+def _nearest_by_chunk(x: Tensor, centroids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Chunks of rows, moved to the middle of the centroids, their squared distances less their own squares, and
+    labels."""
     kind = torch.promote_types(x.dtype, torch.float32)
     centroids = centroids.to(x.device, kind)
     middle = centroids.mean(0)  # digits again: see plus_plus
     centroids = centroids - middle
     norms = centroids.square().sum(1)
-    with torch.autocast(x.device.type, enabled=False):
-        for rows in x.split(CHUNK):
+    for rows in x.split(_rows_at_once(x, len(centroids))):
+        with torch.autocast(x.device.type, enabled=False):
             rows = rows.to(kind) - middle
             nearness, label = torch.addmm(norms, rows, centroids.T, alpha=-2).min(1)
-            labels.append(label)
-            distances.append((nearness + rows.square().sum(1)).clamp_(min=0))
-    return torch.cat(labels), torch.cat(distances)
+        yield rows, nearness, label
+
+
+def _rows_at_once(x: Tensor, values: int) -> int:
+    return max(1, CHUNK.get(x.device.type, LARGE_CHUNK) // values)
 
 
 def _sums(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Sum [k,d] and number [k] of the samples of each cluster, in the widest float of the device."""
     kind = _wide(x)
     sums = torch.zeros(k, x.shape[1], dtype=kind, device=x.device)
-    for rows, chosen in zip(x.split(CHUNK), labels.split(CHUNK), strict=True):
+    size = _rows_at_once(x, x.shape[1])
+    for rows, chosen in zip(x.split(size), labels.split(size), strict=True):
         sums.index_add_(0, chosen, rows.to(kind))
     return sums, torch.bincount(labels, minlength=k).to(kind)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -124,7 +125,7 @@ def features_of_parts(
     seed: int = 0,
 ) -> Iterator[tuple[Part, Tensor | str]]:
     """Features [n,F] on the device of each part, in order, or why it cannot be read. Neighbours in a group share a
-    batch where that changes nothing, so parts of like length should lie side by side. A recording that is shorter than
+    padded batch, so parts of like length should lie side by side. A recording that is shorter than
     a window has n = 0.
 
     Args:
@@ -159,8 +160,6 @@ def features_of_parts(
 def _full(held: list[tuple[Part, Tensor, int]], timing: Timing | None) -> bool:
     if timing is None:
         return len(held) > BATCH_FILES
-    if not timing.batched:
-        return True
     return len(held) * max(len(sound) for _, sound, _ in held) > BATCH_SECONDS * timing.rate
 
 
@@ -193,7 +192,7 @@ def _read(items: _Parts, workers: int, timeout: float) -> Iterator[tuple[Part, t
         prefetch_factor=4 if workers else None,
         timeout=timeout if workers else 0,
         multiprocessing_context=context,
-        worker_init_fn=end_with_parent,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )
     stream = iter(loader)
@@ -204,12 +203,22 @@ def _read(items: _Parts, workers: int, timeout: float) -> Iterator[tuple[Part, t
             if "DataLoader" not in str(error):
                 raise
             name = items.source.id(part.row)
-            cause = f"took more than {timeout:g} s" if "timed out" in str(error) else "died"
+            if "timed out" in str(error):
+                raise UserError(
+                    f"{name} has been read for {timeout:g} s: run `mmssl index` on the data, which finds files that "
+                    "hang their decoder, or raise --file-seconds where the storage is slow."
+                ) from error
             raise UserError(
-                f"A worker that reads {name} or one of the next files {cause}: run `mmssl index` on the data, which "
-                f"finds the files that do it, or look whether {SHARED_MEMORY}. The same command goes on from here."
+                f"A worker died while {name} or one of the next files was read: run `mmssl index` on the data, which "
+                f"finds files that crash their decoder, or look whether {SHARED_MEMORY}."
             ) from error
         yield part, found
+
+
+def _start_worker(number: int) -> None:
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that computes
+    torch.set_num_threads(1)
 
 
 def _same(item: Any) -> Any:

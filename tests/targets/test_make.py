@@ -25,6 +25,7 @@ from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.errors import UserError
 from mmssl.targets import make, reading, work
 from mmssl.targets.codebook import Codebook
+from mmssl.targets.features import MfccFeatures
 from mmssl.targets.make import run_kmeans
 from mmssl.targets.settings import KmeansSettings
 from mmssl.targets.tokenizer import load_tokenizer
@@ -312,6 +313,23 @@ def test_unreadable_in_the_middle(data: Path, tmp_path: Path) -> None:
     assert ids[10] in line["reason"]
     assert ids[10] not in units
     assert all(id in units for id in ids if id != ids[10])
+
+
+def test_a_decoder_that_hangs(data: Path, tmp_path: Path) -> None:
+    """The file becomes a pipe into which nobody writes."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    source = open_source(folder, "audio")
+    file = folder / source.id(4)
+    features = MfccFeatures()
+    groups = [chunk.parts for chunk in work.chunks_of(source, source.rows(), features.timing)]
+    file.unlink()
+    os.mkfifo(file)
+    read = reading.features_of_parts(
+        source, groups, features, device=torch.device("cpu"), workers=1, timeout=10.0
+    )  # starting a worker counts, too
+    with pytest.raises(UserError, match=rf"{source.id(4)} has been read for 10 s"):
+        list(read)
 
 
 def test_one_sentence_each(data: Path, made: Units, tmp_path: Path) -> None:

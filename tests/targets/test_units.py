@@ -3,6 +3,7 @@ damaged is told. A tokenizer gives the codes that an independent NumPy search of
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmssl.adapters.specs import AudioSpec, ImageSpec, VideoSpec
+from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.errors import UserError
 from mmssl.targets.codebook import Codebook
@@ -146,10 +148,10 @@ def test_layer_of_an_encoder(tmp_path: Path, modality: str) -> None:
     encoder = build_encoder(spec, settings).eval()
     encoder.save_pretrained(tmp_path / "encoder")
     view = views(modality)
-    features = LayerFeatures(encoder, 2, tmp_path / "encoder")
-    write(tmp_path / "units", LABELED, features=features)
     with torch.no_grad():
         states = encoder(view, hidden=True).hidden
+    write(tmp_path / "units", LABELED, features=LayerFeatures(encoder, 2, tmp_path / "encoder"))
+    assert not any(name.startswith("blocks.2") for name in encoder.state_dict())  # what lies above is not computed
     assert states is not None
     expected = states[2][:, settings.prefix :]  # 0 is what enters the first block
     tokenizer = load_tokenizer(tmp_path / "units").train()
@@ -171,7 +173,10 @@ def test_codebook_of_another_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="encoder is another one"):
         load_tokenizer(tmp_path / "units")
     with pytest.raises(UserError, match="name the folder that holds both"):
-        Tokenizer(LayerFeatures(first, 1), Codebook.load(tmp_path / "units" / "codebook.safetensors"))
+        Tokenizer(
+            LayerFeatures(Encoder.from_pretrained(tmp_path / "moved"), 1),
+            Codebook.load(tmp_path / "units" / "codebook.safetensors"),
+        )
 
 
 def test_descriptions_are_of_what_matters() -> None:
@@ -185,10 +190,10 @@ def test_descriptions_are_of_what_matters() -> None:
         again = json.loads(json.dumps(description))
         assert features_from(again).describe() == description
     encoder = build_encoder(SPECS["image"], SMALL)
-    assert LayerFeatures(encoder, 1).describe() != LayerFeatures(encoder, 2).describe()
     for layer in (0, 4):
         with pytest.raises(UserError, match="layers 1 to 3"):
             LayerFeatures(encoder, layer)
+    assert LayerFeatures(copy.deepcopy(encoder), 1).describe() != LayerFeatures(encoder, 2).describe()
     with pytest.raises(UserError, match="no numbered layers"):
         LayerFeatures(build_encoder(SPECS["image"], EncoderSettings(arch="resnet18")), 1)
     with pytest.raises(UserError, match="choose mfcc, patches or layer"):
