@@ -12,6 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from mmssl.data.levels import frame_samples
 from mmssl.data.media import Media, UnreadableMedia
 
 SEEK_FROM = 10.0
@@ -87,14 +88,7 @@ def _read_container(media: Media, rate: int, start: float, seconds: float | None
 
 def _mono(frame: Any) -> np.ndarray:
     """float32 [samples], the mean of the channels, from any sample format."""
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(-1, frame.layout.nb_channels).T
-    if values.dtype == np.uint8:
-        values = (values.astype(np.float32) - 128.0) / 128.0
-    elif values.dtype.kind == "i":
-        values = values.astype(np.float32) / float(-np.iinfo(values.dtype).min)
-    mono: np.ndarray = values.mean(axis=0, dtype=np.float32)
+    mono: np.ndarray = frame_samples(frame).mean(axis=1, dtype=np.float32)
     return mono
 
 

@@ -42,9 +42,13 @@ SCHEMA = pa.schema(
         pa.field("duration", pa.float64()),
         pa.field("backend", pa.string()),
         pa.field("motion", pa.list_(pa.float32())),
+        pa.field("silence", pa.float32()),
+        pa.field("clipping", pa.float32()),
         pa.field("problem", pa.string()),
     ]
 )
+ADDED = ("motion", "silence", "clipping")
+"""Columns that tables written earlier lack."""
 assert SCHEMA.names == [column.name for column in fields(Record)]
 
 
@@ -130,8 +134,8 @@ class Index:
         try:
             table = pa.parquet.read_table(file)
             about = json.loads(table.schema.metadata[b"mmssl"])
-            if "motion" not in table.column_names:  # written before motion was measured
-                table = table.append_column("motion", pa.nulls(len(table), SCHEMA.field("motion").type))
+            for name in set(ADDED) - set(table.column_names):
+                table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
             table = table.select(SCHEMA.names).cast(SCHEMA)
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise UserError(

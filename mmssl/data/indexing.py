@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,6 +20,9 @@ from mmssl.data.index import Progress as Report
 PLAIN_SECONDS = 10.0
 """Between two lines where no terminal is attached."""
 SHOWN = 20
+MUCH_SILENCE, MUCH_CLIPPING = 0.9, 0.001
+"""Shares from which on a recording is named."""
+WORST = 5
 
 
 def build_index(
@@ -85,6 +90,7 @@ def _summarise(index: Index, console: Console) -> None:
         chosen = [seconds for own, seconds, problem in rows if own == kind and problem is None]
         hours = sum(seconds or 0.0 for seconds in chosen) / 3600
         console.print(f"{count} {kind} files, {len(chosen)} usable" + (f", {hours:.2f} hours" if hours else ""))
+    _summarise_sound(index, console)
     for split, count in sorted(Counter(name for name in index.column("split") if name).items()):
         console.print(f"  split {split}: {count}")
     labels = {label for label in index.column("label") if label is not None}
@@ -97,3 +103,26 @@ def _summarise(index: Index, console: Console) -> None:
         console.print(f"  {name}: {problem}", markup=False)
     if len(problems) > SHOWN:
         console.print(f"  and {len(problems) - SHOWN} more with a problem")
+
+
+def _summarise_sound(index: Index, console: Console) -> None:
+    """Silence and clipping, weighted by duration, and the recordings that have most of them."""
+    usable = index.table.filter(pc.and_(index.table["problem"].is_null(), index.table["silence"].is_valid()))
+    if len(usable) == 0:
+        return
+    columns = {name: usable[name].to_numpy() for name in ("duration", "silence", "clipping", "id")}
+    seconds = columns["duration"]
+    for name, much, what in (
+        ("silence", MUCH_SILENCE, "of the sound is silent (20 ms frames below -60 dB)"),
+        ("clipping", MUCH_CLIPPING, "of the samples are clipped"),
+    ):
+        shares = columns[name]
+        above = np.flatnonzero(shares >= much)
+        line = f"  {(shares * seconds).sum() / max(seconds.sum(), 1e-9):.3%} {what}"
+        if len(above):
+            worst = above[np.argsort(-shares[above], kind="stable")][:WORST]
+            named = ", ".join(f"{columns['id'][row]} ({shares[row]:.1%})" for row in worst)
+            line += f"; {len(above)} recording(s) with {much:.1%} or more: {named}" + (
+                ", ..." if len(above) > WORST else ""
+            )
+        console.print(line, markup=False)

@@ -49,6 +49,10 @@ class Record:
     motion: tuple[float, ...] | None = None
     """Of a video: mean absolute difference from frame to frame, in grey levels, of small grey frames whose mean
     brightness was taken away. Value n is the mean over the frames from n `motion_step(rate)` on."""
+    silence: float | None = None
+    """Of a sound: share of its 20 ms frames that lie 60 dB or more below full scale."""
+    clipping: float | None = None
+    """Of a sound: share of its samples that are at full scale, side by side."""
     problem: str | None = None
     """Why the file cannot be used, in plain words; None when it is sound."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from mmssl.data.children import serve
+from mmssl.data.levels import Levels, frame_samples
 from mmssl.data.media import Media, Record, UnreadableMedia, motion_step
 
 Facts = dict[str, Any]
@@ -101,21 +102,25 @@ def probe_audio(media: Media) -> Facts:
         with media.open() as stream, soundfile.SoundFile(stream) as file:
             promised, rate, channels = file.frames, file.samplerate, file.channels
             cut = _shorter_than_its_header(file.extra_info)
-            frames, stopped = 0, None
+            frames, stopped, levels = 0, None, Levels(rate, file.subtype)
             try:
-                while block := len(file.read(SOUND_BLOCK, dtype="float32", always_2d=True)):
-                    frames += block
+                while len(block := file.read(SOUND_BLOCK, dtype="float32", always_2d=True)):
+                    frames += len(block)
+                    levels.add(block)
             except soundfile.LibsndfileError as error:
                 stopped = reason(error)
     except soundfile.LibsndfileError:
         return _probe_sound_track(media)
     facts = _facts(frames=frames, rate=float(rate), channels=channels, duration=frames / rate, backend="soundfile")
+    facts |= levels.shares()
     if stopped:
         facts["problem"] = f"truncated or damaged after sample {frames} ({stopped.rstrip('.')})"
     elif cut or frames < promised:
         facts["problem"] = f"truncated after sample {frames}"
     elif frames == 0:
         facts["problem"] = "no samples"
+    elif levels.not_finite:
+        facts["problem"] = f"{levels.not_finite} samples are no numbers (NaN or infinite)"
     return facts
 
 
@@ -135,15 +140,17 @@ def _probe_sound_track(media: Media) -> Facts:
     with media.open() as stream, av.open(stream, metadata_errors="ignore") as container:
         if not container.streams.audio:
             raise UnreadableMedia("no sound: no audio stream")
-        damage = Damage()
+        damage, levels = Damage(), None
         for frame in decode_on(container, container.streams.audio[0], damage):
             frames += frame.samples
             rate, channels = frame.sample_rate, frame.layout.nb_channels
             damage.decoded = frames
-    if frames == 0:
+            levels = levels or Levels(rate)
+            levels.add(frame_samples(frame))
+    if levels is None:
         return {"problem": "the audio stream holds no samples that decode"}
     facts = _facts(frames=frames, rate=float(rate), channels=channels, duration=frames / rate, backend="pyav")
-    return facts | {"problem": damage.verdict("sample")}
+    return facts | levels.shares() | {"problem": damage.verdict("sample")}
 
 
 def probe_video(media: Media) -> tuple[Facts, dict[int, np.ndarray]]:

@@ -16,13 +16,16 @@ from mmssl.data.children import Job, run_jobs
 from mmssl.data.media import Record
 from mmssl.errors import UserError
 
-VERSIONS = {"image": 1, "video": 2, "audio": 1}
+VERSIONS = {"image": 1, "video": 2, "audio": 2}
 """Of the verdicts, by kind: raised when probe.py says more or judges differently, so that the cache is not believed any
 more and these files are verified again."""
 SECONDS_A_MIB = 2.0
 """Time limit a file grows by its size, so that long films pass: about 50 min for 1.5 GB."""
 COMMIT_SECONDS = 1.0
-FACTS = ("width", "height", "frames", "rate", "channels", "duration", "backend", "motion", "problem")
+FACTS = (
+    *("width", "height", "frames", "rate", "channels", "duration", "backend"),
+    *("motion", "silence", "clipping", "problem"),
+)
 
 
 def cache_folder() -> Path:
