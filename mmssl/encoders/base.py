@@ -41,7 +41,8 @@ class Encoder(nn.Module, ABC):
 
     @staticmethod
     def from_pretrained(name: str | Path) -> Encoder:
-        """Load an encoder from a folder or a Hub id: our runs, and ViT, ViTMAE, VideoMAE, AST, ResNet checkpoints.
+        """Load an encoder from a folder or a Hub id: our runs, and ViT, ViTMAE, VideoMAE, AST, HuBERT,
+        WavLM and ResNet checkpoints.
 
         Only safetensors files are read. Raises UserError naming missing or unexpected weights.
         """

@@ -1,7 +1,8 @@
 """Claim: a speech encoder trains where several processes share a step and where blocks are compiled.
 
 Every process drops blocks of its own, and DDP, which waits for a gradient of every weight, gives the mean of what each
-would have got alone; compiled blocks give the outputs and gradients of eager ones; bf16 stays near fp32.
+would have got alone, as FSDP2 does with sharded weights; compiled blocks give the outputs and gradients of eager ones;
+bf16 stays near fp32.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, distributed
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -37,7 +40,6 @@ def gradients(model: torch.nn.Module, view: Tensor, seed: int) -> dict[str, Tens
     (tokens * torch.randn(tokens.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
     found = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
     assert all(gradient is not None for gradient in found.values())
-    assert sum(gradient.abs().max() > 0.1 for gradient in found.values() if gradient is not None) > 10
     return {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
 
 
@@ -48,12 +50,21 @@ def process(rank: int, port: int) -> None:
     torch.manual_seed(0)
     encoder = SpeechEncoder(SPEC, SETTINGS)
     shared = DistributedDataParallel(copy.deepcopy(encoder), broadcast_buffers=False)
+    sharded = copy.deepcopy(encoder)
+    for block in sharded.blocks:
+        fully_shard(block)
+    fully_shard(sharded)
     for step in range(4):
         seed = 10 * step + rank
         expected = gradients(encoder, wave(seed), seed)
+        pieces = gradients(sharded, wave(seed), seed)
+        assert sum(float(gradient.abs().max()) > 0.1 for gradient in expected.values()) > 10
         for name, gradient in gradients(shared, wave(seed), seed).items():
             distributed.all_reduce(expected[name])
             assert_close(gradient, expected[name] / 2, rtol=1e-4, atol=1e-4)
+            piece = pieces[name]
+            assert isinstance(piece, DTensor)
+            assert_close(piece.full_tensor(), gradient, rtol=1e-4, atol=1e-4)
     distributed.destroy_process_group()
 
 

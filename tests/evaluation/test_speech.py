@@ -1,12 +1,13 @@
 """Claim: speech encoders go through the evaluations as every other encoder.
 
 `mmssl embed` gives what transformers' extractor and model give for each file alone, whatever else is in its batch; a
-recording of 0.1 s is embedded and one too short for a frame is left out with one sentence; kNN and linear probe tell
-two pitches apart and beat the shuffled labels; the clips of a long recording are averaged.
+recording of 0.1 s, of 8 kHz or in stereo is embedded, and one too short for a frame left out with one sentence; kNN and
+linear probe tell two pitches apart; the clips of a long recording are averaged.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+import torchaudio
 import transformers
 
 from mmssl.adapters.specs import WaveformSpec
@@ -27,6 +29,7 @@ from mmssl.evaluation.subject import encoder_hash, untrained
 from tests.evaluation.standins import write_tones
 from tests.media import make_audio
 
+SAMPLES = Path(__file__).parents[2] / "datasets" / "samples" / "audio"
 SETTINGS = SpeechSettings(width=24, depth=2, heads=3, mlp_ratio=2, position_kernel=8, position_groups=4)
 BASE = WaveformSpec(channels=(16,) * 7, seconds=1.0)
 LARGE = WaveformSpec(channels=(16,) * 7, seconds=1.0, norm="layer", normalise=True)
@@ -66,6 +69,30 @@ def test_embed_equals_processor_and_model_on_each_recording_alone(
         with torch.no_grad():
             theirs = model(**inputs).last_hidden_state.mean(1)[0]
         torch.testing.assert_close(torch.tensor(ours), theirs, rtol=0, atol=2e-5)
+
+
+def test_embed_of_telephone_prompts_equals_model_on_resampled_ones(tmp_path: Path) -> None:
+    """Real recordings of 8 kHz, one of them made stereo, resampled by torchaudio for transformers."""
+    write_encoder(tmp_path / "encoder", replace(LARGE, seconds=30.0))
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, file in enumerate(sorted(SAMPLES.rglob("*.ogg"))[:6]):
+        wave, rate = soundfile.read(file, dtype="float32")
+        wave = np.stack([wave, wave * 0.5], axis=1) if number == 3 else wave
+        soundfile.write(data / f"{file.stem}.wav", wave, rate, subtype="FLOAT")
+    files = f"--encoder {tmp_path / 'encoder'} --data {data} --out {tmp_path / 'features.parquet'}"
+    main(["embed", *files.split(), "--workers", "0"])
+    table = pq.read_table(tmp_path / "features.parquet").to_pydict()
+    assert len(table["id"]) == 6
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "encoder")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "encoder").eval()
+    for name, ours in zip(table["id"], table["embedding"], strict=True):
+        wave, rate = soundfile.read(data / name, dtype="float32", always_2d=True)
+        assert rate == 8000
+        sound = torchaudio.functional.resample(torch.from_numpy(wave.mean(1)), rate, 16000)
+        with torch.no_grad():
+            theirs = model(**extractor(sound.numpy(), sampling_rate=16000, return_tensors="pt")).last_hidden_state
+        torch.testing.assert_close(torch.tensor(ours), theirs.mean(1)[0], rtol=0, atol=1e-4)
 
 
 def test_clips_of_a_long_recording_are_averaged(tmp_path: Path) -> None:
