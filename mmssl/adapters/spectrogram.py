@@ -9,6 +9,7 @@ from torchaudio.compliance.kaldi import get_mel_banks
 
 from mmssl.adapters.base import Adapter, Front
 from mmssl.adapters.cola import LogMagnitude
+from mmssl.adapters.mel import LogMelPower
 from mmssl.adapters.specs import AudioSpec
 from mmssl.errors import UserError
 
@@ -77,12 +78,19 @@ class LogMel(Front):
         return pixels.float() * (2 * self.spec.std) + self.spec.mean
 
 
+def log_mel_front(spec: AudioSpec, fill: bool) -> Front:
+    """The front that `spec` names; `fill`: for encoders of a fixed number of patches (kaldi's always fills)."""
+    if spec.front == "kaldi":
+        return LogMel(spec)
+    return LogMagnitude(spec, fill) if spec.front == "cola" else LogMelPower(spec, fill)
+
+
 class SpectrogramPatches(Adapter):
     """Waveforms float32 [B,S] -> tokens on the grid (1, mel patches, time patches)."""
 
     def __init__(self, spec: AudioSpec, width: int) -> None:
         super().__init__()
-        self.front = LogMagnitude(spec, fill=True) if spec.front == "cola" else LogMel(spec)
+        self.front = log_mel_front(spec, fill=True)
         self.patch, self.stride = (1, spec.patch, spec.patch), (1, spec.stride, spec.stride)
         self.projection = nn.Conv2d(1, width, spec.patch, spec.stride)
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from mmssl.adapters.base import Adapter, Front
-from mmssl.adapters.cola import LogMagnitude
 from mmssl.adapters.image import ImagePatches, ImagePixels
 from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, WaveformSpec
-from mmssl.adapters.spectrogram import LogMel, SpectrogramPatches
+from mmssl.adapters.spectrogram import SpectrogramPatches, log_mel_front
 from mmssl.adapters.stack import StackedFrames, StackedPatches
 from mmssl.adapters.video import VideoPixels, VideoTubelets
 from mmssl.adapters.waveform import Waveform, WaveformFrames
@@ -53,7 +52,7 @@ def build_front(spec: Spec) -> Front:
     if isinstance(spec, ImageSpec):
         return ImagePixels(spec)
     if isinstance(spec, AudioSpec):
-        return LogMagnitude(spec) if spec.front == "cola" else LogMel(spec)
+        return log_mel_front(spec, fill=False)
     if isinstance(spec, WaveformSpec):
         return Waveform(spec)
     return VideoPixels(spec) if spec.stack == "none" else StackedFrames(spec)

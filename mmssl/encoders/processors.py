@@ -16,10 +16,10 @@ BILINEAR, BICUBIC = 2, 3
 def processor_config(spec: Spec, layout: Layout) -> dict[str, Any]:
     """What makes Auto*Processor turn file contents into the pixels of our evaluation view and adapter, under the name
     that the model of `layout` takes them by."""
-    if isinstance(spec, AudioSpec) and spec.front == "cola":
+    if isinstance(spec, AudioSpec) and spec.front != "kaldi":
         # transformers has no extractor that makes these: the settings stand here for readers of the file.
         return {
-            "feature_extractor_type": "mmssl.LogMagnitude",
+            "feature_extractor_type": "mmssl.LogMagnitude" if spec.front == "cola" else "mmssl.LogMelPower",
             "sampling_rate": spec.rate,
             "num_mel_bins": spec.mels,
             "max_length": spec.frames,
