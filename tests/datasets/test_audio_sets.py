@@ -1,6 +1,6 @@
 """The scripts that organise sets of sound, on tiny trees of the same layout: every recording of the official lists is
 linked under its split and label as mmssl lists them, with what else is known of it in metadata.csv; wrong counts,
-missing recordings and damaged lists end in one sentence; sides share no speaker, line, syllable, level, kit or recording."""
+missing recordings and damaged lists end in one sentence; sides share no speaker, line, syllable, level or kit."""
 
 from __future__ import annotations
 
