@@ -73,6 +73,7 @@ EVALUATIONS = {
     "windows": "mmssl.evaluation.windows:WindowsSettings",
     "layers": "mmssl.evaluation.layers:LayersSettings",
     "discrimination": "mmssl.evaluation.discrimination:DiscriminationSettings",
+    "ctc": "mmssl.evaluation.ctc:CtcSettings",
     "attentive": "mmssl.evaluation.attentive:AttentiveSettings",
     "retrieval": "mmssl.evaluation.retrieval:RetrievalSettings",
     "finetune": "mmssl.adaptation.settings:FinetuneSettings",

@@ -75,6 +75,7 @@ class Result:
     chance: float | None
     gain_interval: Interval | None
     """95 % interval of trained minus untrained on the same test samples, over all untrained encoders."""
+    less_is_better: bool = False
 
     @property
     def verdict(self) -> str:
@@ -82,6 +83,8 @@ class Result:
         if self.gain_interval is None:
             return "not compared"
         low, high = self.gain_interval
+        if self.less_is_better:
+            low, high = -high, -low
         if low > 0:
             return "better than untrained"
         return "worse than untrained" if high < 0 else "no measurable difference"
@@ -102,8 +105,13 @@ MEASURES = {
     "top1": ("top-1", "majority"),
     "balanced": ("balanced accuracy", "uniform_balanced"),
     **{f"recall_at_{k}": (f"R@{k}", f"recall_at_{k}") for k in (1, 5, 10)},
+    "abx_error": ("ABX error", "abx_error"),
+    "wer": ("WER", "wer"),
+    "cer": ("CER", "cer"),
 }
-"""Key in the file -> its name, and what chance gives of it: one class always, one in so many classes, a blind draw."""
+"""Key in the file -> its name, and what chance gives of it: one class always, one in so many classes, a blind draw, one
+transcript always."""
+ERRORS = ("abx_error", "wer", "cer")
 
 
 TABULATED = ("trained", "untrained", "further_untrained", "difference", "chance", "versions")
@@ -146,6 +154,7 @@ def _results(name: str, content: dict[str, Any]) -> list[Result]:
                     untrained_interval=_hull([_interval(twin, key) for twin in twins]),
                     chance=_number(chance.get(guess)),
                     gain_interval=_hull(gains),
+                    less_is_better=key in ERRORS,
                 )
             )
     return found
