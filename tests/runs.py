@@ -73,9 +73,10 @@ SPEECH = [
     *("--max-seconds", "1.2", "--batch-seconds", "6", "--lr-per", "6", "--buckets", "2"),
     *("--layer", "1", "--fit-frames", "2000"),
 ]
-TINY |= {"audio/hubert": SPEECH, "audio/wavlm": SPEECH}
+TINY |= {"audio/hubert": SPEECH, "audio/hubert_large": SPEECH, "audio/wavlm": SPEECH}
 ELSEWHERE = {
     "audio/hubert": "test_speech.py",
+    "audio/hubert_large": "test_speech.py",
     "audio/wavlm": "test_speech.py",
     "video/colourisation": "test_colourisation.py",
     "video/tcn": "test_tcn.py",

@@ -28,12 +28,13 @@ from mmssl.objectives.masked_prediction import MaskedPrediction
 from mmssl.objectives.spans import SpanMask
 from mmssl.targets.codebook import Codebook
 from mmssl.targets.units import CODEBOOK, Units
-from mmssl.training.iterations import SettingsByIterations as Common
+from mmssl.training.iterations import SettingsByIterations
 from mmssl.training.recipe import Parts, main
+from mmssl.training.seconds import SettingsBySeconds
 
 
 @dataclass(kw_only=True)
-class Settings(Common):
+class Settings(SettingsBySeconds, SettingsByIterations):
     """HuBERT (Hsu et al. 2021): hide spans of a recording, predict the units of the hidden frames."""
 
     input: WaveformSpec = field(default_factory=WaveformSpec)

@@ -31,12 +31,13 @@ from mmssl.objectives.masked_prediction import MaskedPrediction
 from mmssl.objectives.spans import SpanMask
 from mmssl.targets.codebook import Codebook
 from mmssl.targets.units import CODEBOOK, Units
-from mmssl.training.iterations import SettingsByIterations as Common
+from mmssl.training.iterations import SettingsByIterations
 from mmssl.training.recipe import Parts, main
+from mmssl.training.seconds import SettingsBySeconds
 
 
 @dataclass(kw_only=True)
-class Settings(Common):
+class Settings(SettingsBySeconds, SettingsByIterations):
     """WavLM (Chen et al. 2022): predict the units of hidden frames while others talk into the recording."""
 
     input: WaveformSpec = field(default_factory=WaveformSpec)

@@ -255,9 +255,19 @@ def test_defaults_are_published_ones() -> None:
     assert round(settings.steps * settings.first_share) == 250_000
 
 
+def test_defaults_of_large() -> None:
+    """fairseq's hubert_large_librivox: 128 processes of 900,000 samples, no dropout, clipped at 1."""
+    settings = load_recipe("audio/hubert_large").Settings(data="x", out=Path("y"))
+    assert (settings.lr, settings.clip, settings.head_width, settings.steps) == (1.5e-3, 1.0, 768, 400_000)
+    assert settings.batch_seconds == pytest.approx(128 * 9e5 / 16000)
+    encoder = settings.encoder
+    assert (encoder.dropout, encoder.layer_drop, encoder.feature_gradient, encoder.pre_norm) == (0, 0, 1, True)
+    assert (settings.input.normalise, settings.input.norm) == (True, "layer")
+
+
 def test_defaults_build(whole: Path) -> None:
-    """BASE's 94 million parameters."""
-    for name in ("audio/hubert", "audio/wavlm"):
+    """94 million parameters of BASE, and 316 of LARGE, whose rate is another one for other steps."""
+    for name, millions in (("audio/hubert", 94.4), ("audio/wavlm", 94.4), ("audio/hubert_large", 315.4)):
         recipe = load_recipe(name)
         settings = recipe.Settings(data="x", out=Path("y"), units=whole / "iteration-1/units")
         with torch.device("meta"):
@@ -265,7 +275,7 @@ def test_defaults_build(whole: Path) -> None:
         assert isinstance(parts.objective, MaskedPrediction)
         assert isinstance(parts.objective.encoder, SpeechEncoder)
         count = sum(p.numel() for p in parts.objective.encoder.parameters()) / 1e6
-        assert count == pytest.approx(94.4, abs=0.4)
+        assert count == pytest.approx(millions, abs=0.4)
         assert not isinstance(parts.views, NoisyCrops)
         assert [type(view) for view in parts.device_views] == ([Mixing] if name == "audio/wavlm" else [])
         if name == "audio/wavlm":
