@@ -81,7 +81,7 @@ class DiscriminationSettings:
         write_result(self.out, result)
         print_table(result)
         for name in ("trained", "untrained"):
-            low, high = result[name]["abx_interval"]
+            low, high = result[name]["abx_error_interval"]
             print(f"ABX error, {name}: {100 * result[name]['abx_error']:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
         print(f"ABX error, chance: 50 %\nAll figures: {self.out}")
         return result
@@ -114,9 +114,9 @@ def discriminate(encoder: Encoder, source: Source, settings: DiscriminationSetti
     others = []
     for seed, (answer, own) in enumerate(zip(answers[1:], figures[1:], strict=True), settings.seed):
         gain = difference(labels, answers[0].predicted, answer.predicted, kept, settings.seed)
-        low, high = abx_interval([answers[0].errors, answer.errors], labels, settings.seed)
-        better = {"abx_error": own["abx_error"] - figures[0]["abx_error"], "abx_interval": [low, high]}
-        others.append({"seed": seed, **own, "difference": dataclasses.asdict(gain) | better})
+        low, high = abx_interval([answer.errors, answers[0].errors], labels, settings.seed)
+        less = {"abx_error": figures[0]["abx_error"] - own["abx_error"], "abx_error_interval": [low, high]}
+        others.append({"seed": seed, **own, "difference": dataclasses.asdict(gain) | less})
     first = dict(others[0])
     gain_over_first = first.pop("difference")
     counts = {"test": {name: int((labels == number).sum()) for number, name in enumerate(names)}}
@@ -154,7 +154,7 @@ def figures_of(
 ) -> dict[str, Any]:
     low, high = abx_interval([answer.errors], labels, settings.seed)
     figures = dataclasses.asdict(score(labels, answer.predicted, names, rows, settings.seed))
-    return figures | {"abx_error": abx(answer.errors, labels), "abx_interval": [low, high]}
+    return figures | {"abx_error": abx(answer.errors, labels), "abx_error_interval": [low, high]}
 
 
 def abx_interval(errors: Sequence[np.ndarray], labels: np.ndarray, seed: int) -> tuple[float, float]:

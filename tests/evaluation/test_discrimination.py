@@ -4,6 +4,7 @@ its mean; an encoder that hears pitch tells tones apart and one that hears nothi
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,8 @@ def test_hearing_tells_tones_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result["trained"]["abx_error"] < 0.1
     assert result["trained"]["top1"] == 1.0
     assert 0.3 < result["untrained"]["abx_error"] < 0.7
-    low, high = result["difference"]["abx_interval"]
-    assert 0 < low < result["difference"]["abx_error"] < high
+    low, high = result["difference"]["abx_error_interval"]
+    assert low < result["difference"]["abx_error"] < high < 0
     assert result["data"]["examples"]["test"] == 12
     again = discriminate(Ear(deaf=False), open_source(tmp_path / "data", "audio"), given)
     assert again["trained"] == result["trained"]
@@ -133,7 +134,9 @@ def test_command_on_layers_and_without(tmp_path: Path, capsys: pytest.CaptureFix
         assert 0 <= result["trained"]["abx_error"] <= 1
         assert "ABX error, trained" in capsys.readouterr().out
     (read,) = read_evaluations(tmp_path)
-    assert [one.measure for one in read.results] == ["top-1", "balanced accuracy"]
+    assert [one.measure for one in read.results] == ["top-1", "balanced accuracy", "ABX error"]
+    assert read.results[-1].chance == 0.5
+    assert replace(read.results[-1], gain_interval=(-0.2, -0.1)).verdict == "better than untrained"
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "discrimination", "--encoder", str(tmp_path / "encoder"), *given, "--layer", "3"])
     assert "states 0 to 2" in capsys.readouterr().err
