@@ -12,6 +12,7 @@ from mmssl.adaptation.classification import Head, block_names
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import build_adapter
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.speech import SpeechEncoder
 from mmssl.encoders.vit import ViT, drop_path
 from mmssl.errors import UserError
 
@@ -28,11 +29,12 @@ def adapted(encoder: Encoder, *, drop: float = 0.0, pooling: Pooling | None = No
 
     Args:
         drop: rate of stochastic depth at the last block; it grows linearly from 0 at the first (ViT), or from one part
-            of it (ResNet: Huang et al. 2016, arXiv:1603.09382, equation 4).
+            of it (ResNet: Huang et al. 2016, arXiv:1603.09382, equation 4). Of a speech encoder: its layer drop, the
+            same for all blocks.
         pooling: of a ViT; the encoder's own if None.
 
     Raises:
-        UserError: encoders other than a ViT or a ResNet, or a pooling that this one cannot have.
+        UserError: encoders other than a ViT, a HuBERT, a WavLM or a ResNet, or a pooling that this one cannot have.
     """
     if isinstance(encoder, ViT):
         settings = replace(encoder.settings, drop_path=drop, pooling=pooling or encoder.settings.pooling)
@@ -42,6 +44,12 @@ def adapted(encoder: Encoder, *, drop: float = 0.0, pooling: Pooling | None = No
         state = {name: tensor for name, tensor in encoder.state_dict().items() if keeps or not name.startswith("norm.")}
         made.load_state_dict(state)
         return made.train()
+    if isinstance(encoder, SpeechEncoder):
+        if pooling not in (None, "mean"):
+            raise UserError(f"--pooling {pooling}: a speech encoder has no prefix tokens, leave it out.")
+        speech = SpeechEncoder(encoder.spec, replace(encoder.settings, layer_drop=drop))
+        speech.load_state_dict(encoder.state_dict())
+        return speech.train()
     names = block_names(encoder)
     assert isinstance(encoder, ConvEncoder)
     if pooling not in (None, "mean"):
@@ -57,7 +65,7 @@ def adapted(encoder: Encoder, *, drop: float = 0.0, pooling: Pooling | None = No
 
 def make_head(encoder: Encoder, classes: int, *, dropout: float = 0.0) -> Head:
     """A head for an encoder from `adapted`: with a layer norm where the encoder has none, or where AST's class has two.
-    A ResNet has none."""
+    A ResNet and a speech encoder have none."""
     norm: float | None = None
     if isinstance(encoder, ViT) and (not encoder.settings.final_norm or encoder.pooling == "prefix"):
         video = encoder.spec.modality == "video" and not encoder.settings.prefix

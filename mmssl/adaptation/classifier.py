@@ -19,11 +19,13 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.configs import config_of, from_facts
 from mmssl.encoders.layouts import (
     AST,
+    HUBERT,
     IJEPA,
     RESNET_MODEL,
     VIDEOMAE,
     VIT,
     VIVIT,
+    WAVLM,
     Layout,
     State,
     canonical,
@@ -39,6 +41,8 @@ from mmssl.files import write_json, writing
 BEIT = Layout("beit", "BeitModel", "beit.")
 """BEiT's class has what MAE fine-tunes: a mean over patches, and a norm after it. It has no bias on keys, which changes
 no attention: it adds the same to every logit of a query."""
+
+SPEECH = (HUBERT, WAVLM)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ FORMS = (
     Form("VideoMAEForVideoClassification", VIDEOMAE, norm="fc_norm"),
     Form("VivitForVideoClassification", VIVIT),
     Form("ASTForAudioClassification", AST, linear="classifier.dense", norm="classifier.layernorm"),
+    Form("HubertForSequenceClassification", HUBERT),
+    Form("WavLMForSequenceClassification", WAVLM),
     Form("ResNetForImageClassification", RESNET_MODEL, linear="classifier.1"),
 )
 
@@ -87,6 +93,8 @@ class Classifier(nn.Module):
         if form.layout is BEIT:
             config |= {"use_absolute_position_embeddings": True, "use_mean_pooling": True}
             config |= {"layer_scale_init_value": 0.0, "drop_path_rate": 0.0}
+        if form.layout in SPEECH:
+            config["classifier_proj_size"] = self.encoder.width
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", config)
@@ -128,6 +136,7 @@ def form_of(encoder: Encoder, head: Head) -> Form:
             layout = BEIT
     wanted = {VIT: ("cls", False), BEIT: ("mean", True), IJEPA: ("mean", False), VIDEOMAE: ("mean", True)}
     wanted |= {VIVIT: ("cls", False), AST: ("prefix", True), RESNET_MODEL: ("mean", False)}
+    wanted |= dict.fromkeys(SPEECH, ("mean", False))
     fits = wanted.get(layout) == (encoder.pooling, normed)
     if layout is VIDEOMAE:
         assert isinstance(encoder, ViT)
@@ -150,6 +159,8 @@ def _to_file(model: Classifier, form: Form) -> State:
     if form.layout is BEIT:
         hub = {name: tensor for name, tensor in hub.items() if not name.endswith(KEY_BIAS)}
     hub = {form.layout.prefix + name: tensor for name, tensor in hub.items()}
+    if form.layout in SPEECH:  # a projection of every frame before the mean, which changes nothing here
+        hub |= {"projector.weight": torch.eye(encoder.width), "projector.bias": torch.zeros(encoder.width)}
     for ours, theirs in (("linear", form.linear), ("norm", form.norm)):
         for name, tensor in getattr(model.head, ours).state_dict().items():
             hub[f"{theirs}.{name}"] = tensor.detach().cpu()

@@ -11,7 +11,6 @@ from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, WaveformSpec
 from mmssl.adapters.spectrogram import SpectrogramPatches, log_mel_front
 from mmssl.adapters.stack import StackedFrames, StackedPatches
 from mmssl.adapters.video import VideoPixels, VideoTubelets
-from mmssl.adapters.waveform import Waveform, WaveformFrames
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.efficientnet import EfficientNet, EfficientNetSettings
@@ -19,6 +18,7 @@ from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
 
+FOR_SPEECH = "Waveforms are for a speech encoder (HuBERT, WavLM): give a ViT or a ResNet spectrograms (AudioSpec)."
 TRAINING = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop", "feature_gradient")
 """Settings of a speech encoder that no weight depends on."""
 
@@ -38,23 +38,24 @@ class EncoderSettings(ViTSettings):
 
 
 def build_adapter(spec: Spec, width: int) -> Adapter:
+    """What a ViT starts with. Raises UserError for waveforms, which are for `SpeechEncoder`."""
+    if isinstance(spec, WaveformSpec):
+        raise UserError(FOR_SPEECH)
     if isinstance(spec, ImageSpec):
         return ImagePatches(spec, width)
     if isinstance(spec, AudioSpec):
         return SpectrogramPatches(spec, width)
-    if isinstance(spec, WaveformSpec):
-        return WaveformFrames(spec, width)
     return VideoTubelets(spec, width) if spec.stack == "none" else StackedPatches(spec, width)
 
 
 def build_front(spec: Spec) -> Front:
-    """What an encoder without patches starts with."""
+    """What an encoder without patches starts with. Raises UserError for waveforms, which are for `SpeechEncoder`."""
+    if isinstance(spec, WaveformSpec):
+        raise UserError(FOR_SPEECH)
     if isinstance(spec, ImageSpec):
         return ImagePixels(spec)
     if isinstance(spec, AudioSpec):
         return log_mel_front(spec, fill=False)
-    if isinstance(spec, WaveformSpec):
-        return Waveform(spec)
     return VideoPixels(spec) if spec.stack == "none" else StackedFrames(spec)
 
 
@@ -62,7 +63,7 @@ def build_encoder(spec: Spec, settings: EncoderSettings, init: str | None = None
     """A new encoder for `spec`, or the checkpoint `init`, whose architecture and input then win over the settings.
 
     Raises:
-        UserError: `init` is of another modality, or settings contradict each other.
+        UserError: `init` is of another modality or takes sound in another form, or settings contradict each other.
     """
     if init is not None:
         encoder = Encoder.from_pretrained(init)
@@ -70,6 +71,11 @@ def build_encoder(spec: Spec, settings: EncoderSettings, init: str | None = None
             raise UserError(
                 f"--init {init} is an encoder for {encoder.spec.modality}, and this recipe trains on {spec.modality}: "
                 f"choose a recipe of {encoder.spec.modality}, or a checkpoint for {spec.modality}."
+            )
+        if isinstance(encoder.spec, WaveformSpec) != isinstance(spec, WaveformSpec):
+            raise UserError(
+                f"--init {init} takes {_sound(encoder.spec)}, and this recipe trains on {_sound(spec)}: choose a "
+                f"recipe for {_sound(encoder.spec)}, or a checkpoint for {_sound(spec)}."
             )
         return encoder
     if settings.arch == "vit":
@@ -80,6 +86,10 @@ def build_encoder(spec: Spec, settings: EncoderSettings, init: str | None = None
             build_front(spec), EfficientNetSettings(drop_connect=settings.drop_path, pooling=settings.pool)
         )
     return ConvEncoder(build_front(spec), settings.arch, settings.stem, settings.output_stride)
+
+
+def _sound(spec: Spec) -> str:
+    return "waveforms" if isinstance(spec, WaveformSpec) else "spectrograms"
 
 
 def build_speech(spec: WaveformSpec, settings: SpeechSettings, init: str | None = None) -> SpeechEncoder:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.adapters.specs import AudioSpec, VideoSpec
+from mmssl.adapters.specs import SoundSpec, VideoSpec
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
 from mmssl.objectives.base import Objective
@@ -212,13 +212,13 @@ class TemporalOrder(Objective):
         """A window as [B,T,...], each place as the encoder takes it."""
         spec = self.encoder.spec
         size = view.shape[1] // self.window
-        wanted = spec.samples if isinstance(spec, AudioSpec) else spec.frames if isinstance(spec, VideoSpec) else 1
+        wanted = spec.samples if isinstance(spec, SoundSpec) else spec.frames if isinstance(spec, VideoSpec) else 1
         if size * self.window != view.shape[1] or size < wanted or (size > wanted and view.ndim > 2):
             raise UserError(
                 f"A window of {view.shape[1]} frames or samples does not make {self.window} places of {wanted}: give "
                 f"views of {self.window * wanted}."
             )
-        if isinstance(spec, AudioSpec):
+        if isinstance(spec, SoundSpec):
             return view.unflatten(1, (self.window, size))[..., :wanted]
         return view.unflatten(1, (self.window, size)) if isinstance(spec, VideoSpec) else view
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from mmssl import Encoder
-from mmssl.adapters.specs import WaveformSpec
-from mmssl.encoders.build import build_speech
+from mmssl.adapters.specs import AudioSpec, WaveformSpec
+from mmssl.encoders.build import EncoderSettings, build_encoder, build_speech
 from mmssl.encoders.files import save_encoder
 from mmssl.encoders.speech import SpeechEncoder, SpeechSettings, bucket, speech_preset
 from mmssl.errors import UserError
@@ -279,6 +279,12 @@ def test_a_checkpoint_goes_on_with_its_shape_and_the_recipes_rates(tmp_path: Pat
     assert {module.p for module in made.modules() if isinstance(module, nn.Dropout)} == {0.0, 0.1, 0.3}
     with pytest.raises(UserError, match="is a hubert, and this run trains a wavlm"):
         build_speech(WaveformSpec(), replace(wanted, arch="wavlm"), str(tmp_path))
+
+
+def test_a_recipe_for_spectrograms_refuses_a_checkpoint_for_waveforms(tmp_path: Path) -> None:
+    ours("hubert", large=False).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="takes waveforms, and this recipe trains on spectrograms"):
+        build_encoder(AudioSpec(), EncoderSettings(), str(tmp_path))
 
 
 def test_what_transformers_can_have_and_we_cannot_is_refused(tmp_path: Path) -> None:
