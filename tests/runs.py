@@ -73,11 +73,24 @@ SPEECH = [
     *("--max-seconds", "1.2", "--batch-seconds", "6", "--lr-per", "6", "--buckets", "2"),
     *("--layer", "1", "--fit-frames", "2000"),
 ]
-TINY |= {"audio/hubert": SPEECH, "audio/hubert_large": SPEECH, "audio/wavlm": SPEECH}
+CLUSTERS = ["--fit-frames", "2000", "--clusters", "16"]
+TINY |= {
+    "audio/hubert": SPEECH,
+    "audio/hubert_large": SPEECH,
+    "audio/wavlm": SPEECH,
+    "image/beit": [*PICTURES, *VIT, *CLUSTERS],
+    "video/beit": [*CLIPS, *VIT, *CLUSTERS],
+    "audio/beats": [*SOUNDS, *VIT, *CLUSTERS],
+}
+TINY["image/dvae"] = ["--input.size", "16", "--input.patch", "4", *VIT[:6], *DECODER, "--codes", "16"]
 ELSEWHERE = {
+    "audio/beats": "test_beit.py",
     "audio/hubert": "test_speech.py",
     "audio/hubert_large": "test_speech.py",
     "audio/wavlm": "test_speech.py",
+    "image/beit": "test_beit.py",
+    "image/dvae": "test_dvae.py",
+    "video/beit": "test_beit.py",
     "video/colourisation": "test_colourisation.py",
     "video/tcn": "test_tcn.py",
     "video/tcn_single": "test_tcn.py",
