@@ -78,17 +78,18 @@ def warp(local: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray
     """Mean of the local distances [P,T,T] along the cheapest path from the first place of each pair to (rows - 1,
     columns - 1): float64 [P]. What lies beyond is never looked at."""
     pairs, height, width = local.shape
-    cost = np.full((pairs, height + 1, width + 1), np.inf)
-    steps = np.zeros((pairs, height + 1, width + 1))
-    cost[:, 0, 0] = 0
+    places = np.ascontiguousarray(local.transpose(1, 2, 0))  # pairs last: every place is one stretch of memory
+    cost = np.full((height + 1, width + 1, pairs), np.inf)
+    steps = np.zeros((height + 1, width + 1, pairs))
+    cost[0, 0] = 0
     for i in range(1, height + 1):
         for j in range(1, width + 1):
-            before = np.stack([cost[:, i - 1, j - 1], cost[:, i - 1, j], cost[:, i, j - 1]])
-            taken = np.stack([steps[:, i - 1, j - 1], steps[:, i - 1, j], steps[:, i, j - 1]])
-            best = before.argmin(0)
-            cost[:, i, j] = local[:, i - 1, j - 1] + before[best, np.arange(pairs)]
-            steps[:, i, j] = 1 + taken[best, np.arange(pairs)]
-    end = (np.arange(pairs), rows, columns)
+            best, taken = cost[i - 1, j - 1], steps[i - 1, j - 1]
+            for a, b in ((i - 1, j), (i, j - 1)):
+                nearer = cost[a, b] < best
+                best, taken = np.where(nearer, cost[a, b], best), np.where(nearer, steps[a, b], taken)
+            cost[i, j], steps[i, j] = places[i - 1, j - 1] + best, 1 + taken
+    end = (rows, columns, np.arange(pairs))
     return cost[end] / steps[end]
 
 
