@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec, Waveform
 from mmssl.data.views import AudioViews, ImageViews, VideoViews, Views
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import build_adapter
-from mmssl.encoders.configs import own_facts
 from mmssl.errors import UserError
 from mmssl.targets import mfcc
 
@@ -121,7 +120,7 @@ class PatchFeatures(Features):
         return self.adapter.patches(self.adapter.pixels(view, lengths)).flatten(2)
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "patches", "modality": self.modality, "input": _plain(self.spec)}
+        return {"kind": "patches", "modality": self.modality, "input": plain(self.spec)}
 
 
 class LayerFeatures(Features):
@@ -144,7 +143,8 @@ class LayerFeatures(Features):
         if not 1 <= layer <= len(blocks):
             raise UserError(f"There is no layer {layer}: the encoder has layers 1 to {len(blocks)}.")
         self.modality, self.width, self.layer = encoder.spec.modality, encoder.width, layer
-        self.source = None if source is None else str(source)
+        if source is not None:
+            self.source = str(Path(source).absolute() if Path(source).is_dir() else source)
         self.description = {"kind": "layer", "layer": layer, "model": model_hash(encoder)}
         self.encoder = encoder.requires_grad_(False).eval()
         self.encoder.blocks = blocks[:layer]
@@ -216,7 +216,8 @@ def views_of(spec: ImageSpec | VideoSpec | AudioSpec) -> Views:
 
 def model_hash(encoder: Encoder) -> str:
     """SHA-256 of what decides the features: input, settings, names and bytes of weights."""
-    known = {name: value for name, value in own_facts(encoder).items() if name != "version"}
+    settings = getattr(encoder, "settings", None)
+    known = [type(encoder).__name__, plain(encoder.spec), {} if settings is None else plain(settings)]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -224,7 +225,10 @@ def model_hash(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def _plain(spec: Spec) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
-    return plain
+def plain(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults, as JSON gives them back: a field that a later version
+    adds leaves the descriptions of earlier ones as they are."""
+    usual = {field.name: field.default for field in fields(settings)}
+    changed = {name: value for name, value in asdict(settings).items() if value != usual[name]}
+    found: dict[str, Any] = json.loads(json.dumps(changed))
+    return found

@@ -6,7 +6,6 @@ are drawn and kept; k-means is fitted on them; every recording is read again, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
@@ -21,19 +20,17 @@ from torch import Tensor
 from mmssl.data.indexing import show_progress
 from mmssl.data.sources import Source, open_source
 from mmssl.errors import UserError
-from mmssl.files import write_json, writing
+from mmssl.files import write_json
 from mmssl.targets.codebook import Codebook
 from mmssl.targets.features import Features, feature_text
+from mmssl.targets.joining import FIT, join, summary
 from mmssl.targets.kmeans import fit_stream
 from mmssl.targets.quality import Segments, measure
 from mmssl.targets.reading import Part, counts_of, features_of_parts
 from mmssl.targets.settings import KmeansSettings, key_of, open_features, pick_device
-from mmssl.targets.units import ABOUT, CODEBOOK, SKIPPED, Units, read_about, write_units
+from mmssl.targets.units import ABOUT, CODEBOOK, Units, read_about
 from mmssl.targets.work import Chunk, Work, chunks_of
 
-FIT = "fit.json"
-SHOWN = 5
-"""Bad files that an error names."""
 SPREAD = 10
 """Recordings are drawn that hold so many times the frames that are asked for: a frame in ten of each is taken."""
 
@@ -73,7 +70,7 @@ def run_kmeans(settings: KmeansSettings, console: Console | None = None) -> Unit
                 units = Units.open(out)
             work.remove()
     if work.main:
-        console.print(_summary(units), soft_wrap=True, highlight=False, markup=False)
+        console.print(summary(units), soft_wrap=True, highlight=False, markup=False)
     return units
 
 
@@ -101,7 +98,7 @@ class _Making:
         self.assign(book, chunks)
         if self.work.main:
             self.work.wait_for("labels", chunks)
-            return self.finish(book, chunks, key)
+            return join(self.work, chunks, self.source, self.features, self.settings, book, key)
         self.work.wait(lambda: self.work.finished, "the main process to join the units")
         return Units.open(self.out)
 
@@ -229,73 +226,3 @@ class _Making:
         with show_progress(Console(stderr=True), title, f"{title}:") as show:
             for chunk in todo:
                 yield chunk, shown(chunk)
-
-    # ------------------------------------------------------------------------------------------------------- finish
-
-    def finish(self, book: Codebook, chunks: list[Chunk], key: dict[str, Any]) -> Units:
-        """Join the chunks. Only one of them is held at a time."""
-        rows: list[int] = []
-        counts: list[np.ndarray] = []
-        problems: dict[str, str] = {}
-        for chunk in chunks:
-            (own, lengths), facts = self.work.get("labels", chunk, "rows", "counts")
-            rows += own.tolist()
-            counts.append(lengths)
-            problems |= {self.source.id(int(row)): reason for row, reason in facts["problems"].items()}
-        self.check(problems, len(rows), int(np.concatenate(counts).sum()))
-        self.list_skipped(problems)
-        fit, timing, settings = self.work.folder / FIT, self.features.timing, self.settings
-        about = {
-            "codes": len(book),
-            "codebook": book.sha256,
-            "features": self.features.describe(),
-            "encoder": self.features.source,
-            "rate": timing and timing.rate,
-            "hop": timing and timing.hop,
-            "window": timing and timing.window,
-            "data": settings.data,
-            "source": self.source.fingerprint,
-            "fit": json.loads(fit.read_text()) if settings.codebook is None else {"codebook": str(settings.codebook)},
-            "skipped": len(problems),
-            "empty": int((np.concatenate(counts) == 0).sum()),
-            "key": key,
-        }
-        parts = (self.work.get("labels", chunk, "labels")[0][0] for chunk in chunks)
-        return write_units(self.out, [self.source.id(row) for row in rows], np.concatenate(counts), parts, about)
-
-    def list_skipped(self, problems: dict[str, str]) -> None:
-        file = self.out / SKIPPED
-        lines = [json.dumps({"id": id, "reason": reason}, ensure_ascii=False) + "\n" for id, reason in problems.items()]
-        with writing(file):
-            file.unlink(missing_ok=True)
-            if lines:
-                file.write_text("".join(lines), encoding="utf-8")
-
-    def check(self, problems: dict[str, str], good: int, labels: int) -> None:
-        if len(problems) > self.settings.max_bad_share * (good + len(problems)):
-            some = "; ".join(f"{id}: {reason}" for id, reason in list(problems.items())[:SHOWN])
-            raise UserError(
-                f"{len(problems)} of {good + len(problems)} files could not be read ({some}): mend or remove them and "
-                f"choose another --out, or raise --max-bad-share ({self.settings.max_bad_share:g})."
-            )
-        if not labels:
-            raise UserError(f"No file in {self.settings.data} is as long as one window: there is nothing to label.")
-
-
-def _summary(units: Units) -> str:
-    about, use = units.about, units.about["quality"]["codes"]
-    lines = [
-        f"{about['labels']} units of {about['recordings']} files, {use['use']} of {units.codes} codes in use, "
-        f"perplexity {use['perplexity']:.1f}: {units.folder}"
-    ]
-    for what, name in (("classes", "labels of files"), ("frames", "labels of frames")):
-        if found := about["quality"][what]:
-            lines.append(
-                f"beside {found['classes']} {name}: purity {found['purity']:.3f}, cluster purity "
-                f"{found['cluster_purity']:.3f}, PNMI {found['pnmi']:.3f}"
-            )
-    if about["skipped"]:
-        lines.append(f"{about['skipped']} files could not be read and have no units: {units.folder / SKIPPED}")
-    if about["empty"]:
-        lines.append(f"{about['empty']} recordings are shorter than one window and have no units")
-    return "\n".join(lines)

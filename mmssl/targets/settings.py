@@ -43,8 +43,9 @@ class KmeansSettings:
     clusters: int = 100
     """HuBERT: 100 for MFCC, 500 for a layer."""
     frames: int = 1_000_000
-    """Features that are fitted on, drawn from all recordings, or from its split 'train' where the data has one. They
-    are held in memory: 4 bytes a value, 156 MB for a million MFCC frames, 3.1 GB for a layer of width 768."""
+    """Features that are fitted on, drawn from all files, or from those of the split 'train' where the data has one.
+    They are held in memory, and on disk until the units stand: 4 bytes a value, 156 MB for a million MFCC frames,
+    3.1 GB for a layer of width 768."""
     batch_size: int = 10_000
     """Features of one update."""
     n_init: int = 20

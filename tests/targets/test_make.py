@@ -23,7 +23,7 @@ from mmssl.data.audio import read_audio
 from mmssl.data.sources import open_source
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.errors import UserError
-from mmssl.targets import make, reading, work
+from mmssl.targets import joining, make, reading, work
 from mmssl.targets.codebook import Codebook
 from mmssl.targets.features import MfccFeatures
 from mmssl.targets.make import run_kmeans
@@ -250,7 +250,7 @@ def test_killed_at_every_stage(data: Path, made: Units, tmp_path: Path, after: b
         (Codebook, "save", 1),
         (Work, "put", 3),
         (Work, "put", 2),
-        (make, "write_units", 1),
+        (joining, "write_units", 1),
         (make, "measure", 1),
         (Work, "remove", 1),
     ):
