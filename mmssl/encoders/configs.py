@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,8 @@ from mmssl.encoders.layouts import (
 from mmssl.encoders.positions import split_separable
 from mmssl.encoders.processors import audio_spec, picture_statistics, spec_from_facts
 from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
+from mmssl.encoders.speech_config import config_of as speech_config
+from mmssl.encoders.speech_config import from_config as speech_from_config
 from mmssl.encoders.vit import Positions, ViT, ViTSettings, fixed_positions
 from mmssl.errors import UserError
 
@@ -83,7 +84,7 @@ def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
     if isinstance(encoder, EfficientNet):
         settings = efficientnet_config(encoder)
     elif isinstance(encoder, SpeechEncoder):
-        settings = _speech_config(encoder)
+        settings = speech_config(encoder)
     else:
         settings = _resnet_config(encoder) if isinstance(encoder, ConvEncoder) else _vit_config(encoder, layout)
     config = AutoConfig.for_model(layout.model_type, **settings, mmssl=facts)
@@ -154,33 +155,6 @@ def _resnet_config(encoder: ConvEncoder) -> dict[str, Any]:
     return {"layer_type": kind, "depths": list(depths), "hidden_sizes": list(WIDTHS[kind]), "embedding_size": 64}
 
 
-def _speech_config(encoder: SpeechEncoder) -> dict[str, Any]:
-    settings, spec = encoder.settings, encoder.spec
-    config: dict[str, Any] = {
-        "hidden_size": settings.width,
-        "num_hidden_layers": settings.depth,
-        "num_attention_heads": settings.heads,
-        "intermediate_size": round(settings.width * settings.mlp_ratio),
-        "hidden_dropout": settings.dropout,
-        "attention_dropout": settings.attention_dropout,
-        "activation_dropout": settings.activation_dropout,
-        "feat_proj_dropout": settings.input_dropout,
-        "layerdrop": settings.layer_drop,
-        "layer_norm_eps": settings.norm_eps,
-        "do_stable_layer_norm": settings.pre_norm,
-        "feat_extract_norm": spec.norm,
-        "conv_dim": list(spec.channels),
-        "conv_kernel": list(spec.kernels),
-        "conv_stride": list(spec.strides),
-        "conv_bias": spec.bias,
-        "num_conv_pos_embeddings": settings.position_kernel,
-        "num_conv_pos_embedding_groups": settings.position_groups,
-    }
-    if settings.arch == "wavlm":
-        return config | {"num_buckets": settings.buckets, "max_bucket_distance": settings.max_distance}
-    return config | {"feat_proj_layer_norm": settings.projection_norm}
-
-
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
@@ -202,7 +176,7 @@ def build(
     if hub.hidden_act != "gelu":
         raise UserError(f"{folder} has the activation '{hub.hidden_act}'; mmssl reads models with 'gelu'.")
     if layout in (HUBERT, WAVLM):
-        return _build_speech(layout, hub, facts, processor, folder)
+        return from_facts(facts, folder) if facts is not None else speech_from_config(hub, processor, folder)
     if facts is not None:
         spec, settings = spec_from_facts(facts), _settings_from_facts(facts, folder)
     else:
@@ -286,68 +260,6 @@ def _build_resnet(
         size = (processor or {}).get("crop_size") or (processor or {}).get("size") or 224
         spec = ImageSpec(size=size if isinstance(size, int) else min(size.values()), mean=mean, std=std)
     return ConvEncoder(ImagePixels(spec), arch)
-
-
-def _build_speech(
-    layout: Layout, hub: Any, facts: dict[str, Any] | None, processor: dict[str, Any] | None, folder: Path
-) -> SpeechEncoder:
-    unlike = [
-        name
-        for name, odd in {
-            "conv_pos_batch_norm": getattr(hub, "conv_pos_batch_norm", False),
-            "adapter_attn_dim": getattr(hub, "adapter_attn_dim", None) is not None,
-            "add_adapter": getattr(hub, "add_adapter", False),
-            "feat_extract_activation": hub.feat_extract_activation != "gelu",
-        }.items()
-        if odd
-    ]
-    if unlike:
-        raise UserError(
-            f"{folder} has {', '.join(unlike)} of a kind that mmssl does not read: name another checkpoint."
-        )
-    if facts is not None:
-        encoder = from_facts(facts, folder)
-        assert isinstance(encoder, SpeechEncoder)
-        return encoder
-    if processor is None:
-        warnings.warn(
-            f"{folder} has no preprocessor_config.json: 16000 Hz are taken, and waveforms are "
-            f"{'' if hub.feat_extract_norm == 'layer' else 'not '}normalised, as for the published models of its kind.",
-            stacklevel=2,
-        )
-    default = {"sampling_rate": 16000, "do_normalize": hub.feat_extract_norm == "layer"}
-    given = default | (processor or {})
-    spec = WaveformSpec(
-        rate=given["sampling_rate"],
-        normalise=given["do_normalize"],
-        norm=hub.feat_extract_norm,
-        channels=tuple(hub.conv_dim),
-        kernels=tuple(hub.conv_kernel),
-        strides=tuple(hub.conv_stride),
-        bias=hub.conv_bias,
-    )
-    if layout is WAVLM:
-        own = {"arch": "wavlm", "buckets": hub.num_buckets, "max_distance": hub.max_bucket_distance}
-    else:
-        own = {"arch": "hubert", "projection_norm": hub.feat_proj_layer_norm}
-    settings = SpeechSettings(
-        width=hub.hidden_size,
-        depth=hub.num_hidden_layers,
-        heads=hub.num_attention_heads,
-        mlp_ratio=hub.intermediate_size / hub.hidden_size,
-        pre_norm=hub.do_stable_layer_norm,
-        dropout=hub.hidden_dropout,
-        attention_dropout=hub.attention_dropout,
-        activation_dropout=hub.activation_dropout,
-        input_dropout=hub.feat_proj_dropout,
-        layer_drop=hub.layerdrop,
-        feature_gradient=1.0,
-        position_kernel=hub.num_conv_pos_embeddings,
-        position_groups=hub.num_conv_pos_embedding_groups,
-        norm_eps=hub.layer_norm_eps,
-        **own,
-    )
-    return SpeechEncoder(spec, settings)
 
 
 def from_facts(facts: dict[str, Any], folder: Path) -> Encoder:

@@ -182,6 +182,8 @@ def layout_of(encoder: Encoder) -> Layout:
     if not isinstance(spec, SoundSpec) and spec.colour != "rgb":
         return _ours(encoder, f"transformers' processors make no {spec.colour}, which this encoder is shown")
     if isinstance(encoder, SpeechEncoder):
+        if encoder.settings.arch == "wavlm" and not encoder.settings.projection_norm:
+            return _ours(encoder, "transformers' WavLMModel has a norm before the projection of features")
         return WAVLM if encoder.settings.arch == "wavlm" else HUBERT
     if isinstance(encoder, ConvEncoder):
         if encoder.stem != "imagenet":

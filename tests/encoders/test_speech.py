@@ -287,6 +287,22 @@ def test_a_recipe_for_spectrograms_refuses_a_checkpoint_for_waveforms(tmp_path: 
         build_encoder(AudioSpec(), EncoderSettings(), str(tmp_path))
 
 
+@both
+def test_features_projected_without_a_norm(tmp_path: Path, arch: Any) -> None:
+    """DistilHuBERT has none; transformers' WavLMModel cannot."""
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(SPEC, replace(SETTINGS, arch=arch, projection_norm=False)).eval()
+    layout = save_encoder(encoder, tmp_path)
+    wave = torch.from_numpy(waves(0.5)[0])[None]
+    expected = encoder(wave).tokens
+    near(Encoder.from_pretrained(tmp_path)(wave).tokens, expected)
+    if arch == "hubert":
+        near(transformers.AutoModel.from_pretrained(tmp_path).eval()(wave).last_hidden_state, expected)
+    else:
+        assert layout.reason is not None
+        assert "a norm before the projection" in layout.reason
+
+
 def test_what_transformers_can_have_and_we_cannot_is_refused(tmp_path: Path) -> None:
     config = transformers.HubertConfig(**CONV, **TRUNK, conv_pos_batch_norm=True)
     with pytest.raises(UserError, match="conv_pos_batch_norm"):
