@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmssl.data.crops_audio import AudioCrops, frames_of, samples_of
-from mmssl.data.edges import bucket_edges
+from mmssl.data.edges import bucket_edges, split_common
 from mmssl.data.plan import Cut, Draw, Plan
 from mmssl.data.sources import LocalSource, Source
 from mmssl.errors import UserError
@@ -187,7 +187,10 @@ class BucketPlan(Plan):
         recording = np.repeat(np.arange(len(frames)), parts)
         part = np.arange(len(recording)) - np.repeat(np.cumsum(parts) - parts, parts)
         frames = np.minimum(frames, longest)[recording]
-        lengths, counts = np.unique(frames, return_counts=True)
+        order = np.argsort(frames, kind="stable")
+        lengths, counts = split_common(
+            *np.unique(frames, return_counts=True), self._fit(frames.min(keepdims=True))[0], most
+        )
         if self._fit(lengths[-1:])[0] < 1:
             raise UserError(
                 f"--batch-seconds {self.batch_seconds:g} over {self.accumulate} micro-batch(es) is less than one crop: "
@@ -200,10 +203,10 @@ class BucketPlan(Plan):
                 f"--batch-seconds {self.batch_seconds:g} over {self.accumulate} micro-batch(es) is more than the data "
                 f"has ({self._heard / self.views.rate:.3g} s in {len(frames)} crops): lower it, or add recordings."
             )
-        found = []
+        found, before = [], np.concatenate([[0], np.cumsum(counts)])
         for first, last in pairwise(edges):
             size = lengths[last - 1] if pad else lengths[first]
-            inside = np.flatnonzero((frames >= lengths[first]) & (frames <= lengths[last - 1]))
+            inside = order[before[first] : before[last]]
             own = recording[inside]
             files = int(self._fit(np.array([size]))[0])
             found.append(Bucket(int(size), files, self.rows[own], part[inside], parts[own]))

@@ -5,14 +5,24 @@ from __future__ import annotations
 import numpy as np
 
 
+def split_common(lengths: np.ndarray, counts: np.ndarray, least: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths that more items have than `most` buckets would share out evenly, in up to three pieces, the outer ones of
+    `least` items: so a few items of another length can fill up their bucket with some of these, and do not drag all of
+    them into it. Parts of long recordings all have the longest length."""
+    common = counts * most > counts.sum()
+    outer = np.where(common, np.minimum(least, counts // 3), 0)
+    pieces = np.stack([outer, counts - 2 * outer, outer], 1)
+    return np.repeat(lengths, 3)[pieces.ravel() > 0], pieces[pieces > 0]
+
+
 def bucket_edges(lengths: np.ndarray, counts: np.ndarray, fit: np.ndarray, most: int, pad: bool) -> list[int] | None:
     """Positions in `lengths` at which buckets begin, and the number of lengths at the end: of all ways to make at most
     `most` buckets that which crops every item to its bucket's shortest (or pads to its longest) at the least cost in
     frames, by dynamic programming. None where the items are too few for one micro-batch.
 
     Args:
-        lengths: int [u], different and rising.
-        counts: int [u], items of each length.
+        lengths: int [u], rising.
+        counts: int [u], items of each.
         fit: int [u], items of that length in a micro-batch: a bucket holds as many at least, since a smaller one would
             show the same item several times in a batch.
     """

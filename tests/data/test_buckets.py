@@ -5,6 +5,7 @@ crops have the planned length and the units of their place."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -13,7 +14,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import soundfile
 
+from mmssl.data.audio import read_audio
 from mmssl.data.buckets import BucketPlan
 from mmssl.data.crops_audio import AudioCrops, frames_of, samples_of
 from mmssl.data.edges import bucket_edges
@@ -138,6 +141,19 @@ def test_edges_are_the_best_of_all(pad: bool) -> None:
     assert bucket_edges(lengths, counts, np.full(8, 31), 4, pad) is None
 
 
+@pytest.mark.parametrize("short", ["skip", "pad"])
+def test_a_few_others_do_not_drag_the_many_of_one_length_along(short: Any) -> None:
+    """Long recordings give many crops of the longest length; a few short ones are no batch of their own."""
+    samples = np.array([200_000_000, 40_000, 48_000, 50_000])
+    plan = make(rows=np.arange(4), samples=samples, batch_seconds=40.0, views=AudioCrops(short=short))
+    crops = {bucket.frames: len(bucket.row) for bucket in plan.buckets}
+    assert sum(crops.values()) == frames_of(200_000_000) // 781 + 3
+    assert crops[781] > 620
+    assert all(len(bucket.row) >= bucket.files for bucket in plan.buckets)
+    if short == "skip":
+        assert {frames for frames in crops if frames < 781} == {frames_of(40_000)}
+
+
 def test_buckets_waste_less_than_none() -> None:
     many, few, one = (make(samples=np.minimum(SAMPLES, 250_000), buckets=buckets) for buckets in (16, 4, 1))
     heard = [float(plan.notes()[0].split(": ")[1].split("%")[0]) for plan in (many, few, one)]
@@ -236,3 +252,35 @@ def test_lengths_come_from_the_index_at_the_rate_of_the_views(tmp_path: Path) ->
     source = open_source(tmp_path / "data", "audio", out=tmp_path, workers=1, cache=tmp_path / "cache")
     plan = BucketPlan.of(source, source.rows(), AudioCrops(min_seconds=0.5), seed=0, batch_seconds=1.0)
     assert plan.buckets[0].frames == frames_of(16_000)
+
+
+@pytest.mark.heavy
+def test_recordings_of_a_tenth_of_a_second_and_of_three_hours(tmp_path: Path) -> None:
+    """Of the long one only the crops are read: each in far less time than decoding it would take."""
+    seconds, rate = 3 * 3600, 8000
+    folder = tmp_path / "data"
+    make_audio(folder / "short.wav", 0.1)
+    make_audio(folder / "some.wav", 3.0, channels=2)
+    with soundfile.SoundFile(folder / "long.flac", "w", rate, 1) as file:
+        for minute in range(seconds // 60):  # the level tells the minute
+            file.write(np.full(60 * rate, (minute + 1) / 256))
+    source = open_source(folder, "audio", out=tmp_path, workers=1, cache=tmp_path / "cache")
+    plan = BucketPlan.of(source, source.rows(), AudioCrops(), seed=0, batch_seconds=20.0, buckets=4)
+    assert plan.notes()[1] == "1 of 3 recordings are shorter than --min-seconds 2: left out."
+    dataset, whole = MediaDataset(source, AudioCrops(), 0), time.perf_counter()
+    read_audio(source.media(source.rows()[0]), 16_000, start=0.0, seconds=1800.0)
+    whole = 6 * (time.perf_counter() - whole)
+    read, began = 0, time.perf_counter()
+    for step in range(40):
+        for draw in plan.draws(step):
+            sample = dataset[draw].samples[0]
+            if source.id(draw.row) == "long.flac":
+                read += 1
+                start = float(sample.targets["start"])
+                middle = sample.views["view"][1000:-1000]
+                assert {round(float(level) * 256) - 1 for level in (middle[0], middle[-1])} <= {
+                    int(start // 60),
+                    int((start + 16) // 60),
+                }
+    assert read > 35
+    assert (time.perf_counter() - began) / 40 < whole / 20
