@@ -188,6 +188,19 @@ def test_two_processes_do_what_one_does(whole: Path, data: Path, tmp_path: Path)
         np.testing.assert_allclose([line[name] for line in two], [line[name] for line in one], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.heavy
+def test_two_processes_make_both_iterations(whole: Path, data: Path, tmp_path: Path) -> None:
+    """Units are the same ones, and so are the first losses: the recordings of a batch are shared out."""
+    assert side_by_side(2, 29672, options("audio/hubert", data, tmp_path / "two", *STEPS)) == [0, 0]
+    labels = [np.load(folder / "iteration-1/units/units.npy") for folder in (whole, tmp_path / "two")]
+    np.testing.assert_array_equal(*labels)
+    for number, steps in ((1, 2), (2, 4)):
+        out = tmp_path / f"two/iteration-{number}"
+        assert len(metrics(out)) == steps
+        assert Encoder.from_pretrained(out / "encoder").width == 32
+    assert Units.open(tmp_path / "two/iteration-2/units").about["encoder"] == str(tmp_path / "two/iteration-1/encoder")
+
+
 def test_init_goes_on_from_a_checkpoint(whole: Path, data: Path, tmp_path: Path) -> None:
     start = whole / "iteration-2/encoder"
     more = ("--units", str(whole / "iteration-2/units"), "--init", str(start), "--base-lr", "0", "--steps", "1")
