@@ -15,7 +15,7 @@ from mmssl.errors import UserError
 from mmssl.targets.views import open_tokenizer
 from mmssl.training.recipe import load_recipe
 from tests.recipes.samples import RUN, check_going_on, sample_media
-from tests.runs import metrics, pretrain
+from tests.runs import metrics, options, pretrain, side_by_side
 
 
 def test_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,3 +43,20 @@ def test_it_is_not_begun_from_a_checkpoint(tmp_path: Path) -> None:
     module = load_recipe("image/dvae")
     with pytest.raises(UserError, match="trained from the beginning"):
         module.build(module.Settings(data="x", out=tmp_path, init="somewhere"))
+
+
+@pytest.mark.heavy
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    """The draws of the codes are each sample's own, and BEiT's tokenizer is in every process."""
+    data = sample_media(tmp_path / "data", "image")
+    # SGD, since Adam makes a step of the sign of what is rounding; drop path is each process's own.
+    more = ("--steps", "2", "--optimizer", "sgd", "--base-lr", "0.01", "--encoder.drop-path", "0")
+    for port, recipe in ((29681, "image/dvae"), (29682, "image/beit")):
+        given = more if recipe == "image/dvae" else (*more, "--units", str(tmp_path / "image/dvae/one"))
+        given = given if recipe == "image/dvae" else (*given, "--input.size", "16", "--input.patch", "4")
+        one, two = tmp_path / recipe / "one", tmp_path / recipe / "two"
+        pretrain(recipe, data, one, *given)
+        assert side_by_side(2, port, options(recipe, data, two, *given)) == [0, 0]
+        for name in ("loss", "grad_norm"):
+            expected, found = ([line[name] for line in metrics(out)] for out in (one, two))
+            assert found == pytest.approx(expected, rel=1e-4), name
