@@ -323,14 +323,16 @@ def test_drum_kits(tmp_path, load, capsys):
 
 def test_fillets(tmp_path, load, capsys):
     script = load("fillets", LANGUAGES={"cs": 21, "nl": 20})
-    for level in range(10):
+    for number in range(10):
         for language in ("cs", "nl"):
-            touch(*(tmp_path / f"in/{language}/sound/l{level}/{language}/l{level}-{who}-hi.ogg" for who in ("m", "v")))
+            touch(
+                *(tmp_path / f"in/{language}/sound/l{number}/{language}/l{number}-{who}-hi.ogg" for who in ("m", "v"))
+            )
         lines = (
-            f'dialogId("l{level}-m-hi", "font_small", "Say \\"hi\\".")\ndialogStr("Řekni {level}.")\n\n'
-            f'dialogId("l{level}-v-hi", "font_big", "No.")\n'
+            f'dialogId("l{number}-m-hi", "font_small", "Say \\"hi\\".")\ndialogStr("Řekni {number}.")\n\n'
+            f'dialogId("l{number}-v-hi", "font_big", "No.")\n'
         )
-        write(tmp_path / f"in/script/l{level}/dialogs_cs.lua", lines)
+        write(tmp_path / f"in/script/l{number}/dialogs_cs.lua", lines)
     deep = tmp_path / "in/cs/sound/share/border/cs/x-hs-again.ogg"
     touch(deep)
     deep.write_bytes((tmp_path / "in/cs/sound/l0/cs/l0-m-hi.ogg").read_bytes())
