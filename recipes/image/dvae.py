@@ -4,7 +4,7 @@ paper      Ramesh et al. 2021, Zero-Shot Text-to-Image Generation (DALL-E), arXi
            al. 2022, arXiv:2106.08254) takes its codes
 command    mmssl pretrain image/dvae --data DIR --out TOKENIZER
            mmssl pretrain image/beit --data DIR --units TOKENIZER --out DIR
-hardware   none stated here: 2 small ViTs over 196 patches of 8 pixels, and 8192 logits for each
+hardware   none stated; the logits of 64 pictures take 0.4 GB, and a step holds several copies: raise --accumulate
 published  none for a tokenizer alone
 ours       not measured yet
 difference 8192 codes on 14 x 14 places of 112 pixels are BEiT's, codes relaxed by a temperature that falls along a
