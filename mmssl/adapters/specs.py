@@ -60,8 +60,8 @@ class AudioSpec:
     """Of log-mel values over AudioSet; the input becomes (x - mean) / (2 std), as ASTFeatureExtractor has it."""
     std: float = 4.5689974
     front: Literal["kaldi", "cola", "mel"] = "kaldi"
-    """How sound becomes log-mel values: 'kaldi' as ASTFeatureExtractor (`LogMel`), 'cola' as COLA (`LogMagnitude`), 'mel'
-    as torchaudio with librosa's bands (`LogMelPower`)."""
+    """How sound becomes log-mel values: 'kaldi' as ASTFeatureExtractor (`LogMel`), 'cola' as COLA (`LogMagnitude`),
+    'mel' as torchaudio with librosa's bands (`LogMelPower`)."""
 
     @property
     def samples(self) -> int:

@@ -17,7 +17,7 @@ from transformers import (
 
 from mmssl.adaptation.adapt import adapted, make_head
 from mmssl.adaptation.classifier import Classifier
-from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec
+from mmssl.adapters.specs import AudioSpec, ImageSpec, SoundSpec, Spec, VideoSpec
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.errors import UserError
 
@@ -66,7 +66,7 @@ def model_of(spec: Spec, changes: dict) -> Classifier:
 
 
 def view_of(spec: Spec) -> torch.Tensor:
-    if isinstance(spec, AudioSpec):
+    if isinstance(spec, SoundSpec):
         return torch.randn(3, spec.samples) * 0.1
     frames = (spec.frames,) if isinstance(spec, VideoSpec) else ()
     return torch.randint(0, 256, (3, *frames, 3, spec.size, spec.size), dtype=torch.uint8)

@@ -1,5 +1,5 @@
-"""Claim: LogMelPower makes librosa's log-mel values, on real recordings at two rates, checked against transformers' NumPy
-implementation of spectrogram and bands (the one behind WhisperFeatureExtractor)."""
+"""Claim: LogMelPower makes librosa's log-mel values, on real recordings at two rates, checked against transformers'
+NumPy implementation of spectrogram and bands (the one behind WhisperFeatureExtractor)."""
 
 from __future__ import annotations
 

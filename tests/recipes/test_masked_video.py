@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModel
 
 from mmssl import cli
+from mmssl.adapters.specs import ImageSpec, VideoSpec
 from mmssl.encoders.base import Encoder
 from tests.runs import make_media, pretrain
 
@@ -37,6 +38,7 @@ def test_encoder_is_judged_and_read_by_transformers(
     assert type(theirs).__name__ == transformers_class
     view = torch.rand(2, 4, 3, 32, 32)
     spec = ours.spec
+    assert isinstance(spec, ImageSpec | VideoSpec)
     pixels = (view - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
     with torch.no_grad():
         expected = theirs(pixel_values=pixels).last_hidden_state
