@@ -44,7 +44,7 @@ RECIPES = {
     "audio/temporal_order": VIT,
     "audio/cola": "",
 }
-BATCH, STEPS = 4, 6
+BATCH, STEPS = 4, 4
 
 
 def prepare(folder: Path) -> dict[str, str]:
@@ -58,9 +58,9 @@ def prepare(folder: Path) -> dict[str, str]:
 
 
 def measure(recipe: str, options: str, data: str) -> tuple[float, float]:
-    """(share of time waiting for data, samples/s) after the first third of the steps."""
+    """(share of time waiting for data, samples/s) in the second half of the steps."""
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
-        run = f"--data {data} --out {out}/run --steps {STEPS} --log-every {STEPS // 3} --batch-size {BATCH} --workers 1"
+        run = f"--data {data} --out {out}/run --steps {STEPS} --log-every {STEPS // 2} --batch-size {BATCH} --workers 1"
         with contextlib.redirect_stdout(io.StringIO()):
             mmssl(["pretrain", recipe, *f"{run} --probe-every 0 --max-bad-share 1".split(), *options.split()])
         lines = [json.loads(line) for line in (Path(out) / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -15,19 +15,23 @@ PARTS = ("train_step", "input_path", "data_wait", "kmeans")
 
 
 def main() -> None:
-    sections = []
+    sections: list[str] = []
+    failed: list[str] = []
     for part in PARTS:
         print(f"benchmarks/{part}.py ...", flush=True)
         # A process each: thread settings and allocator state of one must not colour the next.
-        done = subprocess.run([sys.executable, f"benchmarks/{part}.py"], stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run([sys.executable, f"benchmarks/{part}.py"], stdout=subprocess.PIPE, text=True)
         print(done.stdout, flush=True)
-        sections.append(done.stdout.strip())
+        failed += [part] if done.returncode else []
+        sections.append(f"### {part}.py failed" if done.returncode else done.stdout.strip())
     heading = f"## `make bench`, {datetime.date.today()}\n\n{machine()}. Ratios: above 1 is faster than the last row."
     block = "\n\n".join([BEGIN, heading, *sections, END])
     text = RESULTS.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[-1]
     RESULTS.write_text(before + block + after, encoding="utf-8")
     print(f"Written to {RESULTS}")
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}. What they said stands above.")
 
 
 if __name__ == "__main__":

@@ -312,12 +312,12 @@ def test_a_dying_worker_ends_in_one_sentence(source: Source, fault: str, remedy:
 def test_a_hanging_decoder_ends_in_one_sentence(source: Source) -> None:
     victim = plan(source).draws(1)[0].row
     views = Faulty(ids(source, [victim]), "hang")
-    loader = make_loader(dataset(source, views), plan(source), start_step=0, stop_step=4, workers=1, timeout=1.0)
+    loader = make_loader(dataset(source, views), plan(source), start_step=0, stop_step=4, workers=1, timeout=3.0)
     before = set(multiprocessing.active_children())
     sentence, seconds = failure(loader)
     assert source.id(victim) in sentence
     assert "mmssl index" in sentence
-    assert "--file-seconds (1)" in sentence
+    assert "--file-seconds (3)" in sentence
     assert seconds < 60
     assert set(multiprocessing.active_children()) <= before
 

@@ -205,11 +205,15 @@ def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in (out / STATE).read_text().splitlines())
 
 
+VIDEOS = 24
+"""So many that some are left when a machine full of work gets round to delivering the signal."""
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     one = make_video(data / "00.mp4", 100, height=256, width=400)
-    for number in range(1, 12):
+    for number in range(1, VIDEOS):
         (data / f"{number:02d}.mp4").write_bytes(one.read_bytes())
     command = [sys.executable, "-m", "mmssl.cli", "prepare", str(data), "--out", str(out), "--workers", "1"]
     environment = os.environ | {"MMSSL_CACHE": str(tmp_path / "cache")}
@@ -220,7 +224,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     process.send_signal(how)
     said = process.communicate(timeout=30)
     done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
-    assert 3 <= len(done) < 12
+    assert 3 <= len(done) < VIDEOS
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "the same command goes on from there" in said[0]
@@ -229,8 +233,8 @@ def test_a_stopped_run_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     with counted() as seen:
         index = run(data, out)
     # A file may have been finished and not yet noted when the run was killed.
-    assert 12 - len(done) <= len(seen) <= 13 - len(done)
-    assert index.column("frames") == [100] * 12
+    assert VIDEOS - len(done) <= len(seen) <= VIDEOS + 1 - len(done)
+    assert index.column("frames") == [100] * VIDEOS
     assert not list(out.glob(".*.part"))
 
 
