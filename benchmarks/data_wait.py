@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -59,10 +60,14 @@ def prepare(folder: Path) -> dict[str, str]:
 
 def measure(recipe: str, options: str, data: str) -> tuple[float, float]:
     """(share of time waiting for data, samples/s) in the second half of the steps."""
-    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory() as out:
         run = f"--data {data} --out {out}/run --steps {STEPS} --log-every {STEPS // 2} --batch-size {BATCH} --workers 1"
-        with contextlib.redirect_stdout(io.StringIO()):
-            mmssl(["pretrain", recipe, *f"{run} --probe-every 0 --max-bad-share 1".split(), *options.split()])
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                mmssl(["pretrain", recipe, *f"{run} --probe-every 0 --max-bad-share 1".split(), *options.split()])
+        except SystemExit as error:
+            sys.exit(f"{recipe}: {error}\n{said.getvalue()}")
         lines = [json.loads(line) for line in (Path(out) / "run" / "metrics.jsonl").read_text().splitlines()]
     later = [line for line in lines if "data_wait" in line][1:]
     return tuple(sum(line[name] for line in later) / len(later) for name in ("data_wait", "samples_per_s"))

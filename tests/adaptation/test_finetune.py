@@ -134,6 +134,7 @@ def test_every_modality_trains_tests_and_resumes(
     assert again["untrained"] is None
 
 
+@pytest.mark.heavy
 def test_two_processes_take_the_steps_of_one(media: dict[str, Path], tmp_path: Path) -> None:
     encoder = save_encoder("image", tmp_path / "encoder")
     more = ["--mixup", "0", "--cutmix", "0", "--drop-path", "0", "--randaugment", "2", "9"]

@@ -120,6 +120,7 @@ def test_killed_before_its_first_checkpoint(data: Path, done: Path, tmp_path: Pa
     assert Codebook.load(out / "codebook.safetensors").sha256 == Codebook.load(done / "codebook.safetensors").sha256
 
 
+@pytest.mark.heavy
 def test_two_processes_are_one(data: Path, tmp_path: Path) -> None:
     """Colours are fitted by one of them, read by both; batch norm runs over both."""
     more = (*STEPS, *RESNET, "--optimizer", "sgd", "--clip", "1", "--batch-size", "4", "--probe-every", "0")

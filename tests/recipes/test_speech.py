@@ -175,6 +175,7 @@ def test_wavlm_with_noises_on_units_that_stand(whole: Path, data: Path, tmp_path
     assert trace(out) == trace(out)[:4] == [{k: v for k, v in line.items() if k in trace(out)[0]} for line in lines]
 
 
+@pytest.mark.heavy
 def test_two_processes_do_what_one_does(whole: Path, data: Path, tmp_path: Path) -> None:
     """Masked frames differ from process to process, and every one weighs the same. Dropout is off: its draws differ."""
     rates = ("dropout", "attention-dropout", "input-dropout", "layer-drop")
