@@ -26,7 +26,7 @@ RECIPES = {
     "image/mae": VIT,
     "image/simmim": VIT,
     "image/simclr": CONV,
-    "image/moco_v2": f"{CONV} --queue 1024 --norm-group 4",
+    "image/moco_v2": f"{CONV} --queue 1024 --norm-group 2",
     "video/videomae": f"{VIT} {DECODER}",
     "video/videomae_ucf101": f"{VIT} {DECODER}",
     "video/videomae_v2": f"{VIT} {DECODER} --clips 2",
