@@ -109,7 +109,7 @@ def check_out(settings: Settings, recipe: str) -> None:
     if file.exists():
         try:
             old = json.loads(file.read_text(encoding="utf-8"))
-            name, before = old["recipe"], flat(old["settings"])
+            name, before = old["recipe"], defaults(settings) | flat(old["settings"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} cannot be read ({error!r}): choose another --out, or remove it.") from error
         if name != recipe:
@@ -138,6 +138,13 @@ def as_json(settings: Settings) -> dict[str, Any]:
     if os.path.exists(settings.data):  # unlike Path.exists, False where a folder above may not be read
         content["data"] = str(Path(settings.data).resolve())
     return content
+
+
+def defaults(settings: Settings) -> dict[str, Any]:
+    """What a run had of the options that came with a later version."""
+    missing = dataclasses.MISSING
+    fields = [field for field in dataclasses.fields(settings) if field.default is field.default_factory is missing]
+    return flat(as_json(type(settings)(**{field.name: getattr(settings, field.name) for field in fields})))
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -99,6 +99,18 @@ def test_wrong_modality_of_init(data: Path, finished: Path, tmp_path: Path, caps
 # ----------------------------------------------------------------------------------------------------------------- OUT
 
 
+def test_a_run_older_than_a_setting_has_its_default(
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    content = json.loads((out / "recipe.json").read_text())
+    assert content["settings"].pop("schedule") == "cosine"
+    (out / "recipe.json").write_text(json.dumps(content))
+    said = refused(capsys, *options("image/mae", data, out, "--schedule", "linear"))
+    assert "--schedule cosine, and this command says linear" in said
+    pretrain("image/mae", data, out)
+
+
 def test_another_recipes_run_is_refused(data: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, *options("image/simclr", data, finished))
     assert "image/mae" in said
