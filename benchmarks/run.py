@@ -11,7 +11,7 @@ from timing import machine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-PARTS = ("train_step", "input_path", "data_wait", "kmeans")
+PARTS = ("train_step", "hubert", "hubert_head", "input_path", "prepare", "audio_input", "data_wait", "kmeans")
 
 
 def main() -> None:

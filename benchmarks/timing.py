@@ -79,15 +79,20 @@ def timings(seconds: dict[str, list[float]], peaks: dict[str, float] | None = No
     ]
 
 
-def table(rows: list[Timing], unit: str = "step", baseline: int = -1) -> str:
-    """A Markdown table; the ratio is the baseline's median over the row's: above 1 is faster than the baseline."""
+def table(rows: list[Timing], unit: str = "step", baseline: int = -1, *, rate: tuple[str, float] | None = None) -> str:
+    """A Markdown table; the ratio is the baseline's median over the row's: above 1 is faster than the baseline.
+
+    `rate`: the name of one more column, and how much of it a call gets through, to be given a second.
+    """
     reference = rows[baseline].median
     lines = [f"| contender | ms a {unit} (median) | range | ratio | peak memory, MiB |", "|---|---:|---:|---:|---:|"]
+    if rate is not None:
+        lines = [f"{lines[0]} {rate[0]} |", f"{lines[1]}---:|"]
     for row in rows:
         memory = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
         lines.append(
             f"| {row.name} | {1e3 * row.median:.1f} | {1e3 * row.low:.1f} to {1e3 * row.high:.1f} "
-            f"| {reference / row.median:.2f} | {memory} |"
+            f"| {reference / row.median:.2f} | {memory} |" + ("" if rate is None else f" {rate[1] / row.median:.1f} |")
         )
     return "\n".join(lines)
 
