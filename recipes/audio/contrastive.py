@@ -6,7 +6,7 @@ command    mmssl pretrain audio/contrastive --data DIR --out DIR
            SimCLR's head and loss: --layers 2 --norm batch --similarity cosine --temperature 0.1 --symmetric
 hardware   paper: 500 epochs of AudioSet on TPUs
 published  Speech Commands v2 (35 classes), linear: 62.4 % (EfficientNet-B0, AudioSet)
-ours       not measured yet
+ours       the demo (ViT 128 x 6, SimCLR's head, 729 prompts): 73.8 % linear over 5 languages, untrained 61.3 %
 difference audio/cola is the paper to the letter (64 log-mel bands, EfficientNet-B0, maximum pooling); here it is AST's
            128-band front end with a ViT or a ResNet, and mean pooling
 """

@@ -5,7 +5,7 @@ paper      Misra et al. 2016, Shuffle and Learn, arXiv:1603.08561, is about vide
 command    mmssl pretrain audio/temporal_order --data DIR --out DIR
 hardware   any
 published  none
-ours       not measured yet
+ours       telephone prompts, a minute on a CPU: AUC .667 (docs/results.md)
 """
 
 from __future__ import annotations

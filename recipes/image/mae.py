@@ -5,7 +5,7 @@ command    mmssl pretrain image/mae --data DIR --out DIR
            accelerate launch recipes/image/mae.py --data DIR --out DIR
 hardware   paper: ViT-L, 800 epochs of ImageNet-1k, about 42 h on 64 V100
 published  ImageNet-1k, ViT-B, 1600 epochs: 83.6 % fine-tuned, 67.8 % linear
-ours       not measured yet
+ours       not at this scale; the demo (ViT 128 x 6, 2,000 pictures of clothes): 78.5 % linear, untrained 70.5 %
 """
 
 from __future__ import annotations

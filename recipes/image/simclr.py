@@ -6,7 +6,7 @@ command    mmssl pretrain image/simclr --data DIR --out DIR
                          --temperature 0.5
 hardware   paper: 100 epochs of ImageNet-1k about 6 h on 32 TPU v3
 published  ImageNet-1k, ResNet-50, linear: 64.5 % (100 epochs), 69.3 % (1000 epochs)
-ours       not measured yet
+ours       not at this scale; ResNet-18, 10,000 pictures of CIFAR-10, 5 epochs: kNN .359 over 3 seeds, lightly .358
 """
 
 from __future__ import annotations

