@@ -4,12 +4,12 @@
     mmssl evaluate propagation --encoder RUN/encoder --data data/jhmdb --split test --out RUN/jhmdb.json
 
 Card
-    Content  928 clips of HMDB51 in 21 classes, 320x240, 15 joints of one person on every frame.
+    Content  928 clips of HMDB51 in 21 classes, 31,838 frames (recalled) of 320x240, 15 joints of one person on each.
     Source   H. Jhuang et al., "Towards Understanding Action Recognition", ICCV 2013; http://jhmdb.is.tue.mpg.de
     Licence  Stated at the source, where you accept it; the clips are those of HMDB51. Fetch your own copy.
     Splits   One of the three official ones (--split, 1 if not given): 1 has 660 train and 268 test clips, and 268 is
              what label propagation is scored on. The number of clips is verified, and for split 1 that of both parts.
-    Disk     Some GB of frames (PNG), linked where the file system allows; key points take some 20 MB.
+    Disk     About 5 GB of frames (PNG; recalled), linked where the file system allows; key points take some 20 MB.
 
 FOLDER holds what the source offers as three downloads, unpacked at any depth:
     - Rename_Images/CLASS/CLIP/00001.png ...

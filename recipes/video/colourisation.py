@@ -82,6 +82,7 @@ def build(settings: Settings) -> Parts:
         crop="random_resized",
         scale=settings.scale,
         flip=settings.flip,
+        needed=spec.frames,  # a target that repeats its reference would be copied from the same place
     )
     return Parts(objective, views)
 

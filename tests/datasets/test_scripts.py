@@ -1,5 +1,6 @@
 """The preparation scripts in datasets/, run on tiny copies of the layouts that they read."""
 
+import ast
 import gzip
 import importlib.util
 import io
@@ -214,6 +215,19 @@ def test_scripts_run_from_a_shell(tmp_path, name):
     assert done.returncode == 2
     assert done.stderr.startswith("--source")
     assert "Traceback" not in done.stderr
+
+
+def test_every_script_stands_in_the_list_and_has_a_card():
+    listed = (DATASETS / "README.md").read_text(encoding="utf-8")
+    for path in sorted(DATASETS.glob("*.py")):
+        if path.name == "organise.py":  # what the others share
+            continue
+        assert f"[{path.name}]({path.name})" in listed
+        card = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        if path.name != "make_samples.py":  # its cards are in samples/README.md
+            assert all(f"\n    {part}" in card for part in ("Content", "Source", "Licence", "Splits", "Disk")), (
+                path.name
+            )
 
 
 def test_datasets_is_no_package():

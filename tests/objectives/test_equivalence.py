@@ -22,6 +22,7 @@ from mmssl.adapters.specs import AudioSpec, ImageSpec, VideoSpec
 from mmssl.adapters.spectrogram import SpectrogramPatches
 from mmssl.adapters.video import VideoTubelets
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.headed import HeadSettings
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.objectives.base import Objective
 from mmssl.objectives.contrastive import Contrastive
@@ -29,10 +30,14 @@ from mmssl.objectives.latent_prediction import LatentPrediction
 from mmssl.objectives.masked_autoencoder import MaskedAutoencoder
 from mmssl.objectives.masks import CoarseMask, MultiBlockMask, RandomMask, RunningCellMask, TubeMask
 from mmssl.objectives.moco import MoCo
+from mmssl.objectives.odd_one_out import OddOneOut
 from mmssl.objectives.simmim import SimMIM
+from mmssl.objectives.temporal_order import TemporalOrder
+from mmssl.objectives.time_contrastive import TimeContrastive
 from mmssl.types import Batch
 
 SAMPLES, STEPS = 8, 3
+WINDOW = 7
 IMAGE = ImageSpec(size=16, patch=8)
 AUDIO = AudioSpec(mels=16, frames=32, patch=8, stride=8)
 
@@ -82,6 +87,18 @@ def cola() -> Objective:
     return Contrastive(encoder, layers=1, out=16, norm="none", similarity="bilinear", symmetric=False, temperature=1.0)
 
 
+def odd_one_out() -> Objective:
+    settings = ViTSettings(width=32, depth=1, heads=2, prefix=0, positions="sincos1d")
+    encoder = ViT(VideoTubelets(VideoSpec(size=16, frames=3, patch=8, tubelet=1), 32), settings)
+    return OddOneOut(encoder, window=WINDOW, clips=3, width=16)
+
+
+def tcn() -> Objective:
+    """With negatives of all processes, each of which has samples of all sequences. Not by triplets: which negative is
+    the nearest may turn on rounding."""
+    return TimeContrastive(vit(), HeadSettings(hidden=16, out=8), loss="npairs", negatives="batch")
+
+
 CASES: dict[str, Callable[[], Objective]] = {
     "mae": lambda: MaskedAutoencoder(vit(), mask=RandomMask(0.5), decoder_width=32, decoder_depth=1, decoder_heads=2),
     "videomae with decoder masking": video_mae,
@@ -92,6 +109,9 @@ CASES: dict[str, Callable[[], Objective]] = {
     "simclr, conv, global batch norm": lambda: Contrastive(SmallConv(), hidden=32, out=16, norm_group=None),
     "v-jepa": v_jepa,
     "cola": cola,
+    "temporal order": lambda: TemporalOrder(vit(), window=WINDOW, tau_max=4, tau_min=1, hidden=16),
+    "odd one out": odd_one_out,
+    "tcn, n-pairs": tcn,
     "moco, vit": lambda: MoCo(vit(), queue=16, momentum=0.9, hidden=32, out=16),
     "moco, conv, shuffled": lambda: MoCo(SmallConv(), queue=16, momentum=0.9, hidden=32, out=16, norm_group=2),
     "moco, conv, shuffled, symmetric": lambda: MoCo(
@@ -107,11 +127,19 @@ def make_batch(objective: Objective, step: int) -> Batch:
     def view() -> Tensor:
         if isinstance(spec, AudioSpec):
             return torch.randn(SAMPLES, spec.samples, generator=generator)
-        shape = (spec.frames, 3, 16, 16) if isinstance(spec, VideoSpec) else (3, 16, 16)
+        shape: tuple[int, ...] = (spec.frames, 3, 16, 16) if isinstance(spec, VideoSpec) else (3, 16, 16)
+        if isinstance(objective, TemporalOrder | OddOneOut | TimeContrastive):
+            shape = (WINDOW, 3, 16, 16)
         return torch.randint(0, 256, (SAMPLES, *shape), dtype=torch.uint8, generator=generator)
 
     noise = {name: torch.rand(SAMPLES, k, generator=generator) for name, k in objective.noise.items()}
-    return Batch({name: view() for name in objective.views}, torch.arange(SAMPLES), noise)
+    views = {name: view() for name in objective.views}
+    if isinstance(objective, TemporalOrder | OddOneOut):
+        views["window"][1] = views["window"][1, :1]  # nothing moves: one process has a term less than the other
+    if not isinstance(objective, TimeContrastive):
+        return Batch(views, torch.arange(SAMPLES), noise)
+    times = 3 * torch.rand(SAMPLES, WINDOW, generator=generator)
+    return Batch(views, torch.arange(SAMPLES) % (SAMPLES // 2), noise, {"time": times.sort(1).values})
 
 
 def train(make: Callable[[], Objective], rank: int, world: int) -> dict[str, Tensor]:
@@ -130,6 +158,7 @@ def train(make: Callable[[], Objective], rank: int, world: int) -> dict[str, Ten
             {name: view[share] for name, view in whole.views.items()},
             whole.index[share],
             {name: draws[share] for name, draws in whole.noise.items()},
+            {name: target[share] for name, target in whole.targets.items()},
         )
         output = model(batch)
         (output.loss * output.count).backward()

@@ -1,9 +1,11 @@
-"""Masked autoencoding: values known beforehand (facts of the papers), and that hidden pixels stay hidden."""
+"""Masked autoencoding: values known beforehand (facts of the papers), VideoMAE's losses against NumPy float64, and that
+hidden pixels stay hidden."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -87,6 +89,37 @@ def test_channel_scale_is_in_units_of_unnormalised_pixels() -> None:
     torch.testing.assert_close(
         normalised((plain - 0.45) / unit, "patch_norm_channel", unit), expected, rtol=1e-6, atol=0
     )
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_videomae_loss_equals_float64_numpy(dual: bool) -> None:
+    """Cubes of 2 x 8 x 8 pixels in [0,1], each channel normalised by itself, values in the order (t,h,w,c); the mean
+    over hidden cubes, for V2 (`dual`) over those of them that the decoder sees."""
+    torch.manual_seed(0)
+    objective = video_objective(decoder_mask=RunningCellMask(0.5) if dual else None)
+    batch = a_batch(objective, media(objective))
+    prediction = torch.randn(3, 32, 2 * 8 * 8 * 3)
+
+    def fixed(view: Tensor, visible: Tensor, decoded: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return prediction.gather(1, decoded[..., None].expand(-1, -1, prediction.shape[2]))
+
+    objective._predict = fixed  # type: ignore[method-assign]
+    output = objective(batch)
+    cubes = (batch.views["view"].numpy() / 255.0).reshape(3, 2, 2, 3, 4, 8, 4, 8).transpose(0, 1, 4, 6, 2, 5, 7, 3)
+    cubes = cubes.reshape(3, 32, 128, 3)
+    target = (cubes - cubes.mean(2, keepdims=True)) / (cubes.std(2, ddof=1, keepdims=True) + 1e-6)
+    error = ((prediction.double().numpy() - target.reshape(3, 32, -1)) ** 2).mean(2)
+    tubes = np.zeros((3, 16), bool)
+    for sample, order in enumerate(np.argsort(batch.noise["mask"].numpy(), 1)):
+        tubes[sample, order[:12]] = True  # 12 of 16 places hidden, at both times
+    counts = np.tile(tubes, (1, 2))
+    if dual:
+        for sample, draw in enumerate(batch.noise["decoder_mask"].numpy()[:, 0]):
+            ring = np.roll([True, True, False, False], -int(draw * 4))  # skipped, turned by one place every time
+            cells = [np.tile(np.roll(ring, -time).reshape(2, 2), (2, 2)) for time in range(2)]
+            counts[sample] &= ~np.stack(cells).ravel()
+    assert output.count.item() == counts.sum()
+    assert output.loss.item() == pytest.approx((error * counts).sum() / counts.sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize("make", [image_objective, video_objective])

@@ -1,6 +1,6 @@
-"""The colourisation recipe, as the command line runs it: colours are fitted once, kept in one place, and stand beside
-the encoder; a run goes on only with the colours that it began with; two processes do what one does; the encoder that
-it writes carries labels from frame to frame."""
+"""The colourisation recipe, as the command line runs it on real pictures: colours are fitted once, kept in one place,
+and stand beside the encoder; a run goes on only with the colours that it began with; two processes do what one does;
+the encoder that it writes carries labels from frame to frame."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_images
 
 import mmssl
 from mmssl.cli import main
@@ -38,16 +39,13 @@ def write_film(path: Path, film: np.ndarray, rate: int) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Squares in strong colours, each film in its own, that cross a grey ground."""
-    folder = tmp_path_factory.mktemp("squares")
+    """A camera that pans over colour photographs, those of scikit-learn."""
+    folder, photographs = tmp_path_factory.mktemp("pans"), load_sample_images().images
     for number in range(8):
-        rng = np.random.default_rng(number)
-        film = np.full((16, 48, 64, 3), 120, np.uint8)
-        for colour in rng.permutation([(220, 30, 30), (30, 200, 40), (40, 60, 230), (230, 210, 20)])[:3]:
-            y, x = rng.integers(0, 28, 2)
-            for time in range(16):
-                film[time, y : y + 16, x + time : x + time + 16] = colour
-        write_film(folder / f"class{number % 2}" / f"{number}.mp4", film, rate=12)
+        rng, photograph = np.random.default_rng(number), photographs[number % 2][::2, ::2]
+        y, x = rng.integers(0, np.array(photograph.shape[:2]) - (48 + 15, 64 + 30))
+        pan = np.stack([photograph[y + t : y + t + 48, x + 2 * t : x + 2 * t + 64] for t in range(16)])
+        write_film(folder / f"class{number % 2}" / f"{number}.mp4", pan, rate=12)
     return folder
 
 

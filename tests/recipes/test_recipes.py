@@ -1,6 +1,7 @@
 """Every recipe, as the command line runs it, on real files: it trains, resumes where it stopped, exports an encoder
-that loads again and that transformers' AutoModel loads where the layout is one of its own, and leaves pictures and
-report. The papers' values are compared with a table typed from the papers and their official code.
+that loads again and that transformers' AutoModel loads where the layout is one of its own, leaves pictures and report,
+and is judged; video recipes on real footage, by retrieval of clips. The papers' values are compared with a table typed
+from the papers and their official code.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from mmssl import cli
 from mmssl.encoders.base import Encoder
 from mmssl.training.recipe import load_recipe, recipe_names
+from tests.recipes.samples import sample_media
 from tests.runs import ELSEWHERE, TINY, make_media, metrics, pretrain
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: make_media(tmp_path_factory.mktemp(kind), kind) for kind in ("image", "video", "audio")}
+    made = {kind: make_media(tmp_path_factory.mktemp(kind), kind) for kind in ("image", "audio")}
+    return made | {"video": sample_media(tmp_path_factory.mktemp("samples") / "video", "video")}
 
 
 def test_the_table_of_this_test_is_complete() -> None:
@@ -61,6 +65,19 @@ def test_recipe(recipe: str, media: dict[str, Path], tmp_path: Path, capsys: pyt
     last.rmdir()
     pretrain(recipe, data, out, "--steps", "3", "--save-every", "1", "--probe-every", "2")
     assert [line["loss"] for line in metrics(out)] == [line["loss"] for line in lines]
+    judge(recipe, out, data)
+
+
+def judge(recipe: str, out: Path, data: Path) -> None:
+    kind = ["retrieval"] if recipe.startswith("video/") else ["knn", "--k", "3"]
+    files = ["--encoder", str(out / "encoder"), "--data", str(data), "--out", str(out / "judged.json")]
+    cli.main(["evaluate", *kind, *files, "--workers", "0", "--no-cache"])
+    judged = json.loads((out / "judged.json").read_text())
+    measures = ["recall_at_1", "recall_at_5", "recall_at_10"] if kind == ["retrieval"] else ["top1"]
+    for name in measures:
+        assert 0 <= judged["trained"][name] <= 1
+        assert 0 <= judged["untrained"][name] <= 1
+    assert judged["trained"]["n"] == 4, "two of the six files of a class"
 
 
 def test_init_continues_from_a_checkpoint(media: dict[str, Path], tmp_path: Path) -> None:
