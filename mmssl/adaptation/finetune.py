@@ -28,6 +28,7 @@ from mmssl.evaluation.metrics import chance, difference, score
 from mmssl.evaluation.results import data_of, encode, settings_of, versions, write_result
 from mmssl.evaluation.subject import describe, untrained
 from mmssl.evaluation.table import print_table
+from mmssl.evaluation.views import kind_for
 from mmssl.files import writing
 from mmssl.report.build import write_report
 from mmssl.training.checkpoint import agree
@@ -49,11 +50,12 @@ def run_finetune(settings: FinetuneSettings) -> dict[str, Any]:
     accelerator = make_accelerator(replace(settings, out=folder / "trained"))
     settings.check(accelerator.num_processes)
     encoder = Encoder.from_pretrained(settings.encoder)
-    settings = resolved(settings, encoder)
-    views = views_for_testing(encoder.spec, settings.test_clips or 1, settings.test_crops or 1)
+    kind = kind_for(settings.data, encoder.spec)
+    settings = resolved(settings, encoder, kind)
+    views = views_for_testing(encoder.spec, settings.test_clips or 1, settings.test_crops or 1, kind)
     with accelerator.main_process_first(), show_progress(Console(stderr=True)) as progress:
         shown = progress if accelerator.is_main_process else None
-        source = open_source(settings.data, encoder.spec.modality, max_bad_share=settings.max_bad_share, progress=shown)
+        source = open_source(settings.data, kind, max_bad_share=settings.max_bad_share, progress=shown)
     task = file_labels(source, settings.seed)
     say_form(accelerator, settings, encoder, task)
 
@@ -67,7 +69,7 @@ def run_finetune(settings: FinetuneSettings) -> dict[str, Any]:
         finished = carry_out(
             accelerator,
             own,
-            lambda given, start=start: build_parts(given, start, task.classes),  # type: ignore[misc]
+            lambda given, start=start: build_parts(given, start, task.classes, kind),  # type: ignore[misc]
             recipe="finetune",
             command=command,
             end=write_model,

@@ -13,6 +13,7 @@ from mmssl.adaptation.classification import Classification
 from mmssl.adaptation.mixing import Mix
 from mmssl.adaptation.rand_augment import RandAugmented
 from mmssl.adaptation.settings import FinetuneSettings
+from mmssl.adaptation.stills import Stills
 from mmssl.adapters.specs import ImageSpec, SoundSpec, Spec
 from mmssl.data.media import Media
 from mmssl.data.sources import Source
@@ -75,6 +76,10 @@ class LabelledViews(Views):
     def per_file(self) -> int:  # type: ignore[override]
         return self.views.per_file
 
+    @property
+    def kind(self) -> str | None:  # type: ignore[override]
+        return self.views.kind
+
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
         return self.views(media, rng)
 
@@ -85,23 +90,26 @@ class LabelledViews(Views):
         return self.views.centre()
 
 
-def training_views(spec: Spec, settings: FinetuneSettings) -> Views:
-    """Random crops (segments) at the encoder's size, with RandAugment."""
+def training_views(spec: Spec, settings: FinetuneSettings, kind: str) -> Views:
+    """Random crops (segments) at the encoder's size, with RandAugment; of files of `kind`, which for an encoder of
+    images may be videos: then any frames of them."""
     if isinstance(spec, SoundSpec):
         return AudioViews(spec.rate, spec.samples, per_file=settings.repeats)
-    if isinstance(spec, ImageSpec):
+    if isinstance(spec, ImageSpec) and kind == "image":
         views: Views = ImageViews(spec.size, scale=settings.scale, flip=settings.flip, per_file=settings.repeats)
     else:
+        frames, stride = (1, 1) if isinstance(spec, ImageSpec) else (spec.frames, spec.stride)
         views = VideoViews(
             spec.size,
-            spec.frames,
-            spec.stride,
+            frames,
+            stride,
             names=("view",),
             per_file=settings.repeats,
             crop="random_resized",
             scale=settings.scale,
             flip=settings.flip,
         )
+        views = Stills(views, spec.size) if isinstance(spec, ImageSpec) else views
     operations, strength = settings.randaugment or (0, 0)
     return RandAugmented(views, operations, strength, fill_of(spec)) if operations else views
 
@@ -113,8 +121,8 @@ def fill_of(spec: Spec) -> tuple[float, ...]:
     return tuple(spec.mean) if spec.colour == "rgb" else (0.5, 0.5, 0.5)
 
 
-def build_parts(settings: FinetuneSettings, encoder: Encoder, classes: tuple[str, ...]) -> Parts:
-    """The objective, views and device views of one fine-tuning run. `encoder` is copied."""
+def build_parts(settings: FinetuneSettings, encoder: Encoder, classes: tuple[str, ...], kind: str) -> Parts:
+    """The objective, views and device views of one fine-tuning run on files of `kind`. `encoder` is copied."""
     start = adapted(encoder, drop=settings.drop_path or 0.0, pooling=settings.pooling)
     head = make_head(start, len(classes), dropout=settings.dropout)
     objective = Classification(start, head, classes, layer_decay=settings.layer_decay or 1.0)
@@ -124,4 +132,4 @@ def build_parts(settings: FinetuneSettings, encoder: Encoder, classes: tuple[str
         *([Cutout(settings.cutout, fill)] if settings.cutout else []),
         Mix(len(classes), settings.mixup, settings.cutmix or 0.0, settings.switch, settings.smoothing),
     )
-    return Parts(objective, LabelledViews(training_views(encoder.spec, settings), settings.seed), device_views)
+    return Parts(objective, LabelledViews(training_views(encoder.spec, settings, kind), settings.seed), device_views)

@@ -39,6 +39,10 @@ class RandAugmented(Views):
     def per_file(self) -> int:  # type: ignore[override]
         return self.views.per_file
 
+    @property
+    def kind(self) -> str | None:  # type: ignore[override]
+        return self.views.kind
+
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
         augment = RandAugment(
             self.operations,

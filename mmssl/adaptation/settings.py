@@ -35,6 +35,15 @@ VALUES: dict[str, dict[str, Any]] = {
         "test_clips": 5,
         "test_crops": 3,
     },
+    "frames": {
+        "layer_decay": 0.65,
+        "drop_path": 0.1,
+        "cutmix": 1.0,
+        "erase": 0.25,
+        "randaugment": (2, 9),
+        "test_clips": 25,
+        "test_crops": 3,
+    },
     "audio": {
         "layer_decay": 0.75,
         "drop_path": 0.1,
@@ -46,7 +55,8 @@ VALUES: dict[str, dict[str, Any]] = {
     },
 }
 """Images: ViT-B of MAE (official code, FINETUNE.md; RandAugment m9). Clips: ViT-B of VideoMAE on Kinetics-400 (official
-scripts). Audio: our choice."""
+scripts). Frames, of videos that an encoder of images is shown: as images, tested on 25 frames as Misra et al. 2016 did
+(their 5 crops and mirror images are 3 crops here). Audio: our choice."""
 RESNET = {"layer_decay": 1.0, "drop_path": 0.0}
 """Nothing is published for these: every layer at the same rate, no stochastic depth (our choice)."""
 
@@ -62,7 +72,8 @@ class FinetuneSettings(Common):
     encoder: str
     """Folder of a run's encoder, or a Hub id."""
     data: str
-    """Labelled media: folders, a train/ + test/ tree, a folder with metadata.csv, WebDataset tars, or a Hub name."""
+    """Labelled media: folders, a train/ + test/ tree, a folder with metadata.csv, WebDataset tars, or a Hub name. An
+    encoder of images takes videos, too: it sees frames of them."""
     out: Path
     """JSON file for all figures and settings."""
     untrained: bool = True
@@ -100,9 +111,10 @@ class FinetuneSettings(Common):
     """Samples cut from one decode of a file (VideoMAE: 2)."""
 
     test_clips: int | None = None
-    """Clips (or segments) of a test file whose logits are averaged. 5 for clips, 1 for audio."""
+    """Clips (segments, or of an encoder of images frames) of a test file whose logits are averaged. 5 for clips, 1 for
+    audio, 25 frames."""
     test_crops: int | None = None
-    """Crops of each test clip or picture, along its longer side. 3 for clips, 1 for images."""
+    """Crops of each test clip or picture, along its longer side. 3 for clips and frames of videos, 1 for images."""
 
     epochs: float = 100.0
     batch_size: int = 128
@@ -139,9 +151,12 @@ class FinetuneSettings(Common):
         return run_finetune(self)
 
 
-def resolved(settings: FinetuneSettings, encoder: Encoder) -> FinetuneSettings:
-    """With the published value for this encoder in place of every None."""
-    values = VALUES[encoder.spec.modality] | (RESNET if isinstance(encoder, ConvEncoder) else {})
+def resolved(settings: FinetuneSettings, encoder: Encoder, kind: str) -> FinetuneSettings:
+    """With the published value for this encoder, on files of `kind`, in place of every None."""
+    modality = encoder.spec.modality
+    values = VALUES["frames" if modality == "image" and kind == "video" else modality] | (
+        RESNET if isinstance(encoder, ConvEncoder) else {}
+    )
     return replace(settings, **{name: value for name, value in values.items() if getattr(settings, name) is None})
 
 

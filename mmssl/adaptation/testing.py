@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from mmssl.adaptation.classifier import Classifier
+from mmssl.adaptation.stills import Stills
 from mmssl.adapters.specs import ImageSpec, SoundSpec, Spec
 from mmssl.data.images import decode_image
 from mmssl.data.media import Media
@@ -24,12 +25,15 @@ from mmssl.evaluation.reading import Files, read_views
 from mmssl.evaluation.views import evaluation_views, spaced
 
 
-def views_for_testing(spec: Spec, clips: int, crops: int) -> Views:
-    """`clips` evenly spaced clips (segments) of a file times `crops` squares along the longer side of its pictures.
+def views_for_testing(spec: Spec, clips: int, crops: int, kind: str) -> Views:
+    """`clips` evenly spaced clips (segments) of a file times `crops` squares along the longer side of its pictures; for
+    an encoder of images that is shown videos (`kind`), as many evenly spaced frames.
 
     Raises:
         UserError: several clips of an image, or crops of a recording.
     """
+    if isinstance(spec, ImageSpec) and kind == "video":
+        return Stills(SpacedCrops(spec.size, crops, "bicubic", clips, frames=1), spec.size)
     if isinstance(spec, ImageSpec) and clips > 1:
         raise UserError(f"--test-clips {clips}: give 1 for images; --test-crops cuts several squares of one.")
     if crops == 1:

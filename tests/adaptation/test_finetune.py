@@ -15,11 +15,14 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from mmssl import cli
+from mmssl.adaptation.adapt import adapted, make_head
 from mmssl.adaptation.classifier import Classifier
-from mmssl.adaptation.settings import FinetuneSettings, command_of
-from mmssl.adaptation.testing import SpacedCrops, square_crops, views_for_testing
+from mmssl.adaptation.settings import FinetuneSettings, command_of, resolved
+from mmssl.adaptation.testing import SpacedCrops, predict, square_crops, views_for_testing
 from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec
 from mmssl.data.sources import open_source
+from mmssl.data.video import open_video
+from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.errors import UserError
 from mmssl.evaluation.views import evaluation_views
@@ -154,7 +157,7 @@ def test_crops_lie_from_one_end_of_the_longer_side_to_the_other(media: dict[str,
     assert [int(crop[0, 0, 0]) for crop in (left, middle, right)] == [0, 20, 40]
     assert torch.equal(square_crops(picture.transpose(1, 2), 20, 3, "bilinear")[2], right.transpose(1, 2))
     spec = KINDS["video"][0]
-    views = views_for_testing(spec, 5, 3)
+    views = views_for_testing(spec, 5, 3, "video")
     source = open_source(media["video"], "video")
     samples = views(source.media(0), np.random.default_rng(0))
     assert len(samples) == views.per_file == 15
@@ -165,6 +168,47 @@ def test_crops_lie_from_one_end_of_the_longer_side_to_the_other(media: dict[str,
         assert torch.equal(a.views["view"], b.views["view"])
     for a, b in zip(samples[1::3], plain, strict=True):
         assert torch.equal(a.views["view"], b.views["view"]), "the middle one of three"
+
+
+def test_a_video_is_judged_by_the_mean_over_its_clips_and_crops(media: dict[str, Path]) -> None:
+    """Fifteen views of each of five videos, in batches that do not end with a video."""
+    spec, changes, _ = KINDS["video"]
+    torch.manual_seed(0)
+    encoder = adapted(build_encoder(spec, EncoderSettings(**(TINY | changes))))
+    model = Classifier(encoder, make_head(encoder, 3), ("a", "b", "c")).eval()
+    torch.nn.init.normal_(model.head.linear.weight)
+    source, views = open_source(media["video"], "video"), views_for_testing(spec, 5, 3, "video")
+    rows = source.rows(None)[[4, 1, 9, 0, 6]]
+    tested = predict(model, source, rows, views, batch_size=4, workers=0)
+    assert tested.rows.tolist() == rows.tolist()
+    for row, logits in zip(rows, tested.logits, strict=True):
+        samples = views(source.media(int(row)), np.random.default_rng(0))
+        with torch.no_grad():
+            each = np.stack([model(sample.views["view"][None])[0].double().numpy() for sample in samples])
+        assert np.ptp(each, 0).max() > 1e-3, "views differ"
+        np.testing.assert_allclose(logits, each.mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_encoder_is_tuned_on_frames_of_videos(media: dict[str, Path], tmp_path: Path) -> None:
+    """As Shuffle and Learn is judged: trained on any frames, tested on evenly spaced ones, averaged."""
+    encoder, out = save_encoder("image", tmp_path / "encoder"), tmp_path / "run/finetune.json"
+    cli.main(options(encoder, media["video"], out, "--no-untrained", "--repeats", "2", "--test-clips", "3"))
+    result = json.loads(out.read_text())
+    assert result["trained"]["n"] == 4
+    assert (result["settings"]["test_clips"], result["settings"]["test_crops"]) == (3, 3)
+    assert all(line["skipped_files"] == 0 for line in metrics(out.with_suffix("") / "trained"))
+    model = Classifier.from_pretrained(out.with_suffix("") / "trained/model")
+    source, views = open_source(media["video"], "video"), views_for_testing(KINDS["image"][0], 3, 1, "video")
+    samples = views(source.media(0), np.random.default_rng(0))
+    shown = [open_video(source.media(0)).read([place])[0] for place in (1, 5, 9)]  # of 12 frames
+    for sample, frame in zip(samples, shown, strict=True):
+        assert (sample.views["view"].int() - square_crops(frame, 32, 1, "bicubic")[0].int()).abs().max() <= 1
+    tested = predict(model, source, source.rows(None)[:1], views, batch_size=2, workers=0)
+    with torch.no_grad():
+        logits = model(torch.stack([sample.views["view"] for sample in samples])).double().mean(0)
+    np.testing.assert_allclose(tested.logits[0], logits.numpy(), rtol=1e-4, atol=1e-4)
+    plain = FinetuneSettings(encoder="e", data="d", out=Path("o.json"))
+    assert resolved(plain, Encoder.from_pretrained(encoder), "video").test_clips == 25
 
 
 def test_mistakes_end_in_one_sentence(media: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
@@ -202,6 +246,6 @@ def test_the_command_of_settings_is_what_was_given(tmp_path: Path) -> None:
 
 def test_images_have_no_clips_and_recordings_no_crops() -> None:
     with pytest.raises(UserError, match="--test-clips 2: give 1 for images"):
-        views_for_testing(KINDS["image"][0], 2, 3)
+        views_for_testing(KINDS["image"][0], 2, 3, "image")
     with pytest.raises(UserError, match="recordings have no crops"):
-        views_for_testing(KINDS["audio"][0], 2, 3)
+        views_for_testing(KINDS["audio"][0], 2, 3, "audio")
