@@ -20,8 +20,7 @@ from mmssl.data.sources import Source
 from mmssl.data.video import open_video
 from mmssl.data.views import Sample, Views, clip_indices, clip_span, within_file
 from mmssl.errors import UserError
-from mmssl.evaluation.features import BAD_SHARE
-from mmssl.evaluation.reading import Files, read_views
+from mmssl.evaluation.reading import BAD_SHARE, Files, read_views
 from mmssl.evaluation.views import evaluation_views, spaced
 
 

@@ -21,11 +21,10 @@ from mmssl.data.sources import Source, open_source
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
 from mmssl.evaluation.abx import abx, abx_errors, dtw_distances, nearest, pooled_distances
-from mmssl.evaluation.features import BAD_SHARE
 from mmssl.evaluation.labels import Task
 from mmssl.evaluation.layer_states import frame_middles, states_of
 from mmssl.evaluation.metrics import chance, difference, score
-from mmssl.evaluation.reading import Files, read_views
+from mmssl.evaluation.reading import BAD_SHARE, Files, read_views
 from mmssl.evaluation.results import check_file, data_of, encode, settings_of, versions, write_result
 from mmssl.evaluation.subject import describe, evaluating, pick_device, untrained
 from mmssl.evaluation.table import print_table

@@ -7,7 +7,6 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +19,13 @@ import mmssl
 from mmssl.data.verify import cache_folder
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
-from mmssl.evaluation.reading import Files, read_views
+from mmssl.evaluation.reading import Files, read_nearly_all
 from mmssl.evaluation.subject import encoder_hash, evaluating
 from mmssl.evaluation.views import evaluation_views
 
 if TYPE_CHECKING:
     from mmssl.data.sources import Source
     from mmssl.data.views import Views
-
-BAD_SHARE = 0.1
-"""Above this share of unreadable files an evaluation stops: its figures would be about another data set."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +105,9 @@ def _compute(
 ) -> list[dict[str, np.ndarray]]:
     parts: list[list[Tensor]] = [[] for _ in encoders]
     rows, classes, skipped = [], [], list[tuple[int, str]]()
-    with ExitStack() as modes:
-        for encoder in encoders:
-            modes.enter_context(evaluating(encoder))
-        for chunk in read_views(files, batch_size=batch_size, workers=workers, title=title):
-            skipped += chunk.skipped
-            if len(skipped) > max(1, BAD_SHARE * len(files)) or len(skipped) == len(files):
-                raise UserError(
-                    f"{len(skipped)} of {len(files)} files could not be read, more than {BAD_SHARE:.0%}; the first:"
-                    f" {skipped[0][1]}. Run `mmssl index` on the folder to list them, and mend or remove them."
-                )
-            if chunk.views is None:
-                continue
+    with evaluating(*encoders):
+        for chunk in read_nearly_all(files, skipped, batch_size=batch_size, workers=workers, title=title):
+            assert chunk.views is not None
             for start in range(0, len(chunk.views), batch_size):
                 few = slice(start, start + batch_size)
                 for encoder, found in zip(encoders, parts, strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from mmssl.adapters.specs import AudioSpec, ImageSpec, VideoSpec
 from mmssl.data.media import Record
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
-from mmssl.evaluation.features import BAD_SHARE, cache_key, load_cached, save_cached
-from mmssl.evaluation.reading import Chunk, Files, read_views
+from mmssl.evaluation.features import cache_key, load_cached, save_cached
+from mmssl.evaluation.reading import Chunk, Files, read_nearly_all
 from mmssl.evaluation.subject import evaluating
 from mmssl.targets.units import Units
 from mmssl.types import Encoded
@@ -146,18 +145,8 @@ def _compute(
     rows: list[np.ndarray] = []
     codes: list[np.ndarray] = []
     skipped: list[tuple[int, str]] = []
-    with ExitStack() as modes:
-        for encoder in encoders:
-            modes.enter_context(evaluating(encoder))
-        for chunk in read_views(files, batch_size=batch_size, workers=workers, title="layers"):
-            skipped += chunk.skipped
-            if len(skipped) > max(1, BAD_SHARE * len(files)) or len(skipped) == len(files):
-                raise UserError(
-                    f"{len(skipped)} of {len(files)} files could not be read, more than {BAD_SHARE:.0%}; the first: "
-                    f"{skipped[0][1]}. Run `mmssl index` on the folder to list them, and mend or remove them."
-                )
-            if chunk.views is None:
-                continue
+    with evaluating(*encoders):
+        for chunk in read_nearly_all(files, skipped, batch_size=batch_size, workers=workers, title="layers"):
             picked = None if frames is None else _pick(encoders[0], chunk, files, frames)
             for encoder, found in zip(encoders, parts, strict=True):
                 found.append(_encode(encoder, chunk, picked))

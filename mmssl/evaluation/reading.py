@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mmssl.data.sources import Source
     from mmssl.data.views import Views
 
+BAD_SHARE = 0.1
+"""Above this share of unreadable files an evaluation stops: its figures would be about another data set."""
+
 Item = TypeVar("Item")
 Read = tuple[int, list[tuple[Tensor, int]] | str, list[int]]
 """(row, its views with their real lengths or why they cannot be read, the class that each view gives or -1)."""
@@ -117,6 +120,25 @@ def read_views(files: Files, *, batch_size: int, workers: int, title: str | None
             f"A process that decodes files died ({str(error).splitlines()[0]}): give --workers 0 to see the file that"
             " does it, or fewer workers if memory ran out."
         ) from error
+
+
+def read_nearly_all(
+    files: Files, skipped: list[tuple[int, str]], *, batch_size: int, workers: int, title: str
+) -> Iterator[Chunk]:
+    """As `read_views`, but only chunks with views; files that cannot be read go into `skipped`, as (row, reason).
+
+    Raises:
+        UserError: when they are too many.
+    """
+    for chunk in read_views(files, batch_size=batch_size, workers=workers, title=title):
+        skipped += chunk.skipped
+        if len(skipped) > max(1, BAD_SHARE * len(files)) or len(skipped) == len(files):
+            raise UserError(
+                f"{len(skipped)} of {len(files)} files could not be read, more than {BAD_SHARE:.0%}; the first:"
+                f" {skipped[0][1]}. Run `mmssl index` on the folder to list them, and mend or remove them."
+            )
+        if chunk.views is not None:
+            yield chunk
 
 
 def show(items: Iterable[Item], title: str, total: int, interval: float = 30.0) -> Iterator[Item]:

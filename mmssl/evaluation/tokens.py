@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from torch import Tensor
 import mmssl
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
-from mmssl.evaluation.features import BAD_SHARE
-from mmssl.evaluation.reading import Chunk, Files, read_views
+from mmssl.evaluation.reading import Chunk, Files, read_nearly_all, read_views
 from mmssl.evaluation.subject import encoder_hash, evaluating
 from mmssl.types import Encoded
 
@@ -160,18 +158,10 @@ def _compute(fresh: list[Fresh], folders: list[Path], limit: float) -> list[Toke
     classes: list[np.ndarray] = []
     skipped: list[tuple[int, str]] = []
     done = 0
-    with ExitStack() as modes:
-        for part in fresh:
-            modes.enter_context(evaluating(part.encoder))
-        for chunk in read_views(files, batch_size=batch_size, workers=fresh[0].workers, title="tokens"):
-            skipped += chunk.skipped
-            if len(skipped) > max(1, BAD_SHARE * len(files)) or len(skipped) == len(files):
-                raise UserError(
-                    f"{len(skipped)} of {len(files)} files could not be read, more than {BAD_SHARE:.0%}; the first:"
-                    f" {skipped[0][1]}. Run `mmssl index` on the folder to list them, and mend or remove them."
-                )
-            if chunk.views is None:
-                continue
+    with evaluating(*(part.encoder for part in fresh)):
+        workers = fresh[0].workers
+        for chunk in read_nearly_all(files, skipped, batch_size=batch_size, workers=workers, title="tokens"):
+            assert chunk.views is not None
             if done == 0:  # only now is it known how many tokens there are, and how wide
                 firsts = [next(encode_chunk(part.encoder, chunk, 1)) for part in fresh]
                 shapes = [(first.shape[1], first.shape[2]) for first in firsts]
