@@ -8,8 +8,6 @@ mean over instants and ordered pairs of cameras. 0 is perfect; embeddings that s
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from mmssl.data.cameras import CameraMedia, CameraSource, read_at
 from mmssl.data.crops import centre_crop
-from mmssl.data.indexing import show_progress
 from mmssl.data.media import UnreadableMedia
-from mmssl.data.sources import open_source
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
-from mmssl.evaluation.command import versions
+from mmssl.evaluation.frame import Figures, Settings, at_least, by_name, open_media, run
 from mmssl.evaluation.metrics import percentiles
 from mmssl.evaluation.reading import show
 from mmssl.evaluation.states import States, read_states, regress
 from mmssl.evaluation.strip import draw_strip
-from mmssl.evaluation.subject import describe, evaluating, pick_device, untrained
-from mmssl.files import write_json, writing
+from mmssl.evaluation.subject import evaluating, pick_device
+from mmssl.files import writing
 
 PIXELS = 32
 """Side of the pictures that 'pixels' compares."""
@@ -55,44 +50,42 @@ def random_error(instants: int) -> float:
 
 
 @dataclass(kw_only=True)
-class AlignmentSettings:
+class AlignmentSettings(Settings):
     """Do two cameras agree on the moment? Alignment error between views, beside untrained, raw pixels and random."""
+
+    evaluation = "alignment"
 
     encoder: str
     """Folder of an image encoder, such as OUT/embedding of video/tcn, or a Hub id."""
     data: str
     """Folder of synchronised cameras (SEQUENCE_cam1.mp4, SEQUENCE_cam2.mp4, ... or cameras.csv); with labels.csv or
     labels.npz (sequence, time, one column a label) states are regressed as well."""
-    out: Path
-    """JSON file for all figures and settings; a strip of nearest frames is drawn beside it, as .png."""
     rate: float = 10.0
     """Instants a second that are compared; the rate of the slowest camera where that is lower."""
-    seed: int = 0
-    """Fixes the untrained encoder, the split (where the data has none) and the intervals."""
-    seeds: int = 1
-    """Untrained encoders to compare with, at seeds seed, seed+1, ..."""
     batch_size: int = 64
-    device: str = "auto"
-    """'auto' takes a GPU where one is at hand; else a torch device such as 'cpu' or 'cuda:1'."""
     max_bad_share: float = 0.05
     """Stop when more than this share of files or sequences cannot be used."""
 
-    def run(self) -> dict[str, Any]:
-        if self.rate <= 0 or self.seeds < 1 or self.batch_size < 1:
-            raise UserError("--rate is above 0, and --seeds and --batch-size are 1 or more.")
-        if self.out.is_dir():
-            raise UserError(f"--out {self.out} is a folder: name a JSON file, such as {self.out / 'alignment.json'}.")
-        encoder = Encoder.from_pretrained(self.encoder)
-        with show_progress(Console(stderr=True)) as progress:
-            files = open_source(self.data, "video", max_bad_share=self.max_bad_share, progress=progress)
-        result, strip = evaluate(encoder, CameraSource(files, self.max_bad_share), self)
-        with writing(self.out):
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            strip.save(self.out.with_suffix(".png"))
-        write_json(self.out, result)
-        print_figures(result)
-        print(f"All figures: {self.out}\nNearest frames: {self.out.with_suffix('.png')}")
-        return result
+    def check(self) -> None:
+        super().check()
+        at_least(self, batch_size=1)
+        if self.rate <= 0:
+            raise UserError(f"--rate is {self.rate}: give a number above 0.")
+
+    def run(self) -> Figures:
+        """Also draws the nearest frames of one sequence, into a .png beside --out."""
+        return run(self, align, print_figures, cameras, f"\nNearest frames: {self.out.with_suffix('.png')}")
+
+
+def cameras(settings: AlignmentSettings, encoder: Encoder) -> CameraSource:
+    if encoder.spec.modality != "image":
+        raise UserError(
+            f"{settings.encoder} takes {encoder.spec.modality}, and alignment compares single frames: give an encoder "
+            "of images."
+        )
+    return CameraSource(
+        open_media(settings.data, "video", max_bad_share=settings.max_bad_share), settings.max_bad_share
+    )
 
 
 @dataclass(frozen=True)
@@ -108,18 +101,12 @@ class Sequence:
     """uint8 [cameras,T,3,h,h]."""
 
 
-def evaluate(encoder: Encoder, source: CameraSource, settings: AlignmentSettings) -> tuple[dict[str, Any], Image.Image]:
-    """All figures, and the strip of nearest frames of the first test sequence.
+def align(encoders: list[Encoder], source: CameraSource, settings: AlignmentSettings) -> Figures:
+    """The encoder, its untrained twins, raw pixels and random guesses, on the same instants.
 
     Raises:
-        UserError: an encoder of other media, labels that do not fit the data, or no sequence that can be read.
+        UserError: labels that do not fit the data, or no sequence that can be read.
     """
-    if encoder.spec.modality != "image":
-        raise UserError(
-            f"{settings.encoder} takes {encoder.spec.modality}, and alignment compares single frames: give an encoder "
-            "of images."
-        )
-    begin = time.monotonic()
     for note in source.notes():
         print(note)
     train, test = source.rows("train"), source.rows("test")
@@ -130,18 +117,15 @@ def evaluate(encoder: Encoder, source: CameraSource, settings: AlignmentSettings
     compared = test if split == "of the data" else source.rows(None)
     root = source.files.index.root if hasattr(source.files, "index") else None
     states = None if root is None else read_states(root, [source.id(row) for row in range(len(source))])
-    twins = range(settings.seed, settings.seed + settings.seeds)
-    subjects = {"trained": encoder} | {f"untrained (seed {seed})": untrained(encoder, seed) for seed in twins}
+    subjects = by_name(encoders, settings.seed)
     wanted = np.union1d(compared, train) if states is not None else compared
     skipped: list[dict[str, str]] = []
     found = dict(read(subjects, source, wanted, settings, skipped))
     shown = [found[row] for row in compared.tolist() if row in found]
     if not shown:
         raise UserError(f"No sequence of {settings.data} could be read (first: {skipped[0]['reason']}).")
-    result = {
-        "evaluation": "alignment",
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()},
-        "encoder": describe(encoder, settings.encoder),
+    known, held = ([found[row] for row in side.tolist() if row in found] for side in (train, test))
+    figures = {
         "data": {
             "path": settings.data,
             "fingerprint": source.fingerprint,
@@ -153,19 +137,20 @@ def evaluate(encoder: Encoder, source: CameraSource, settings: AlignmentSettings
             "skipped": skipped,
         },
         "alignment": compare(shown, settings.seed),
-        "states": None,
-        "versions": versions(),
-        "seconds": round(time.monotonic() - begin, 3),
+        "states": None if states is None else regress_states(states, known, held, settings.seed),
     }
-    if states is not None:
-        known = [found[row] for row in train.tolist() if row in found]
-        held = [found[row] for row in test.tolist() if row in found]
-        result["states"] = regress_states(states, known, held, settings.seed)
-    first = shown[0]
+    draw(shown[0], settings.out.with_suffix(".png"))
+    return figures
+
+
+def draw(one: Sequence, file: Path) -> None:
+    """The frames of the second camera that lie nearest to those of the first, by subject."""
     nearest = {
-        name: torch.cdist(maps[0].double(), maps[1].double()).argmin(1).numpy() for name, maps in first.features.items()
+        name: torch.cdist(maps[0].double(), maps[1].double()).argmin(1).numpy() for name, maps in one.features.items()
     }
-    return result, draw_strip(first.thumbnails[0].numpy(), first.thumbnails[1].numpy(), nearest, first.times)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draw_strip(one.thumbnails[0].numpy(), one.thumbnails[1].numpy(), nearest, one.times).save(file)
 
 
 def read(
