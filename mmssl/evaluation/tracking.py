@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,25 +21,25 @@ from torchvision.transforms.v2 import functional as TF
 
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
-from mmssl.evaluation.command import versions
 from mmssl.evaluation.dense import DenseFeatures, lab_patches
+from mmssl.evaluation.frame import Figures, Settings, at_least, beside, by_name, run
 from mmssl.evaluation.keypoints import joint_tracks
 from mmssl.evaluation.masks import davis_tracks
 from mmssl.evaluation.overlay import STRIP_FRAMES, Film, save_mask, save_strip, thumbnail
 from mmssl.evaluation.propagation import PROTOCOLS, Propagation, Protocol, check_protocol, input_size
-from mmssl.evaluation.subject import describe, evaluating, pick_device, untrained
+from mmssl.evaluation.subject import evaluating, pick_device
 from mmssl.evaluation.tracking_table import COPIED, LAB, TRAINED, gain, joint_summary, mask_summary, print_result
 from mmssl.evaluation.tracks import Track, to_tensor
-from mmssl.files import write_json, writing
+from mmssl.files import writing
 
 
 @dataclass(kw_only=True)
-class PropagationSettings:
+class PropagationSettings(Settings):
     """Carry the first frame's masks or key points through each video (DAVIS, JHMDB) by the likeness of features."""
 
-    encoder: str
-    """Folder of a run's encoder, or a Hub id."""
-    data: Path
+    evaluation = "propagation"
+
+    data: str
     """Folder in the layout of DAVIS (JPEGImages, Annotations, ImageSets), or with key points (Frames, Keypoints)."""
     out: Path
     """JSON file for all figures and settings; films and strips go into a folder of its name beside it."""
@@ -78,16 +77,17 @@ class PropagationSettings:
     """Whether every enlarged label channel is stretched to [0,1]."""
     argmax: Literal["input", "mask"] | None = None
     """Size at which the label of a pixel is decided: the encoder's input, or the mask."""
-    seed: int = 0
-    """Of the untrained encoder."""
     seeds: int = 1
     """Untrained encoders to compare with, at seeds seed, seed+1, ...; 0 leaves them out."""
     pictures: bool = True
     """Write a film and a strip a video."""
     save_masks: bool = False
     """Also write the masks as PNG files, as DAVIS's own scorer reads them."""
-    device: str = "auto"
-    """'auto' takes a GPU where one is at hand; else a torch device such as 'cpu' or 'cuda:1'."""
+
+    def check(self) -> None:
+        at_least(self, seeds=0)
+        if self.out.is_dir() or not self.out.suffix:
+            raise UserError(f"--out {self.out} has to be a JSON file, such as {self.out.with_suffix('.json')}.")
 
     def numbers(self, convolutional: bool) -> Protocol:
         """The protocol with what was replaced. Raises UserError for numbers that make no propagation."""
@@ -99,30 +99,13 @@ class PropagationSettings:
         check_protocol(protocol)
         return protocol
 
-    def run(self) -> dict[str, Any]:
-        return run_propagation(self)
+    def run(self) -> Figures:
+        also = f"; films and strips: {self.out.with_suffix('')}" if self.pictures else ""
+        return run(self, propagation, print_result, lambda settings, _: tracks_for(settings), also)
 
 
-def run_propagation(settings: PropagationSettings) -> dict[str, Any]:
-    """Evaluate as the command line does: print the table, write the JSON file and the pictures; returns the figures.
-
-    Raises:
-        UserError: data that do not fit together, an encoder without dense features, or options without a meaning.
-    """
-    if settings.out.is_dir() or not settings.out.suffix:
-        raise UserError(f"--out {settings.out} has to be a JSON file, such as {settings.out.with_suffix('.json')}.")
-    if settings.seeds < 0:
-        raise UserError(f"--seeds is {settings.seeds}: give 0 or more.")
-    tracks = open_tracks(settings.data, settings.split, settings.resolution, settings.videos)
-    encoder = Encoder.from_pretrained(settings.encoder)
-    folder = settings.out.with_suffix("")
-    with writing(folder):
-        (folder if settings.pictures or settings.save_masks else folder.parent).mkdir(parents=True, exist_ok=True)
-    result = evaluate(encoder, tracks, settings, folder)
-    write_json(settings.out, result)
-    print_result(result)
-    print(f"All figures: {settings.out}" + (f"; films and strips: {folder}" if settings.pictures else ""))
-    return result
+def tracks_for(settings: PropagationSettings) -> list[Track]:
+    return open_tracks(Path(settings.data), settings.split, settings.resolution, settings.videos)
 
 
 def open_tracks(data: Path, split: str = "val", resolution: str = "", videos: Sequence[str] = ()) -> list[Track]:
@@ -147,27 +130,23 @@ def open_tracks(data: Path, split: str = "val", resolution: str = "", videos: Se
 
 
 @torch.no_grad()
-def evaluate(
-    encoder: Encoder, tracks: Sequence[Track], settings: PropagationSettings, folder: Path | None = None
-) -> dict[str, Any]:
-    """All figures: the encoder, its untrained twins, Lab patches and the first labels copied, on the same videos.
+def propagation(encoders: Sequence[Encoder], tracks: Sequence[Track], settings: PropagationSettings) -> Figures:
+    """The encoder, its untrained twins, Lab patches and the first labels copied, on the same videos; films, strips and
+    masks go into the folder beside --out.
 
-    Args:
-        folder: where films, strips and masks go; None writes none.
+    Raises:
+        UserError: data that do not fit together, an encoder without dense features, or options without a meaning.
     """
-    begin = time.monotonic()
-    device = pick_device(settings.device)
-    protocol = settings.numbers(convolutional=DenseFeatures(encoder).convolutional)
-    twins = {
-        f"untrained (seed {seed})": untrained(encoder, seed)
-        for seed in range(settings.seed, settings.seed + settings.seeds)
-    }
-    features = {name: DenseFeatures(e.to(device), protocol.layer) for name, e in {TRAINED: encoder, **twins}.items()}
+    device, folder = pick_device(settings.device), settings.out.with_suffix("")
+    protocol = settings.numbers(convolutional=DenseFeatures(encoders[0]).convolutional)
+    if settings.pictures or settings.save_masks:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    subjects = by_name(encoders, settings.seed)
+    features = {name: DenseFeatures(one.to(device), protocol.layer) for name, one in subjects.items()}
     scores: dict[str, list[np.ndarray]] = {name: [] for name in (*features, LAB, COPIED)}
     videos = []
-    with ExitStack() as modes:
-        for subject in features.values():
-            modes.enter_context(evaluating(subject.encoder))
+    with evaluating(*encoders):
         for number, track in enumerate(tracks, 1):
             print(f"{number}/{len(tracks)} {track.name}: {len(track.frames)} frames", file=sys.stderr, flush=True)
             found, facts = follow(track, features, protocol, device, settings, folder)
@@ -175,31 +154,17 @@ def evaluate(
             for name, values in found.items():
                 scores[name].append(values)
     masks = scores[COPIED][0].ndim == 3
-    summary: Callable[[Sequence[Track], list[np.ndarray]], dict[str, Any]] = mask_summary if masks else joint_summary
+    summary: Callable[[Sequence[Track], list[np.ndarray]], Figures] = mask_summary if masks else joint_summary
     figures = {name: summary(tracks, values) for name, values in scores.items()}
-    compared = {
-        name: {**found, "difference": gain(figures[TRAINED], found)}
-        for name, found in figures.items()
-        if name != TRAINED
-    }
-    others = [{"seed": settings.seed + i, **compared[name]} for i, name in enumerate(twins)]
-    first = dict(others[0]) if others else {}
     return {
-        "evaluation": "propagation",
         "task": "segmentation" if masks else "key points",
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()},
         "protocol": {"name": settings.protocol, **dataclasses.asdict(protocol)},
-        "encoder": describe(encoder, settings.encoder),
         "data": {"path": str(settings.data), "split": settings.split, "videos": videos},
-        "trained": figures[TRAINED],
-        "difference": first.pop("difference", None),
-        "untrained": first or None,
-        "further_untrained": others[1:],
+        **beside([figures[name] for name in subjects], lambda found: found, gain, settings.seed),
         "chance": {key: value for key, value in figures[COPIED].items() if isinstance(value, float)},
-        "baselines": {name: compared[name] for name in (LAB, COPIED)},
-        "versions": versions(),
-        "device": str(device),
-        "seconds": round(time.monotonic() - begin, 3),
+        "baselines": {
+            name: {**figures[name], "difference": gain(figures[TRAINED], figures[name])} for name in (LAB, COPIED)
+        },
     }
 
 
@@ -209,7 +174,7 @@ def follow(
     protocol: Protocol,
     device: torch.device,
     settings: PropagationSettings,
-    folder: Path | None = None,
+    folder: Path,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One video, frame by frame: the scores by subject, float [scored frames, objects or joints, ...], and its facts.
 
@@ -224,9 +189,10 @@ def follow(
     cells: dict[str, list[np.ndarray]] = {name: [] for name in ("truth", *names)}
     start = track.truth(0)
     assert start is not None
-    draw = folder is not None and settings.pictures
     with ExitStack() as open_files:
-        film = open_files.enter_context(Film(folder / f"{track.name}.mp4", height, width)) if folder and draw else None
+        film = (
+            open_files.enter_context(Film(folder / f"{track.name}.mp4", height, width)) if settings.pictures else None
+        )
         for number in range(len(track.frames)):
             picture = track.frame(number)
             seen = dense(TF.resize(to_tensor(picture).contiguous(), list(size), antialias=True).to(device), features)
@@ -244,13 +210,13 @@ def follow(
                     scores[name].append(track.score(truth, guess))
             if film:
                 film.add(track.draw(picture, predicted[TRAINED], truth))
-            if draw and number in strip:
+            if settings.pictures and number in strip:
                 cells["truth"].append(thumbnail(picture if truth is None else track.draw(picture, truth)))
                 for name in names:
                     cells[name].append(thumbnail(track.draw(picture, predicted[name])))
-            if folder and settings.save_masks:
+            if settings.save_masks:
                 save_mask(folder / "masks" / track.name / f"{track.frames[number].stem}.png", predicted[TRAINED])
-    if folder and draw:
+    if settings.pictures:
         save_strip(folder / f"{track.name}.png", list(cells.items()))
     facts = {
         "name": track.name,

@@ -29,7 +29,7 @@ from mmssl.evaluation.dense import DenseFeatures, lab_patches
 from mmssl.evaluation.masks import davis_tracks, read_mask, stretch
 from mmssl.evaluation.propagation import PROTOCOLS
 from mmssl.evaluation.track_scores import boundary_accuracy, region_similarity
-from mmssl.evaluation.tracking import PropagationSettings, open_tracks, run_propagation
+from mmssl.evaluation.tracking import PropagationSettings, open_tracks
 from mmssl.evaluation.tracking_table import COPIED, LAB
 from tests.evaluation.tracked import save_palette, square_masks, write_davis, write_keypoints, write_list
 
@@ -45,12 +45,14 @@ def image_encoder() -> ViT:
 def settings(tmp_path: Path, encoder: Encoder, data: Path, **options) -> PropagationSettings:
     encoder.save_pretrained(tmp_path / "encoder")
     small = {"size": 0, "multiple": 8, "seed": 7, **options}
-    return PropagationSettings(encoder=str(tmp_path / "encoder"), data=data, out=tmp_path / "out/davis.json", **small)
+    return PropagationSettings(
+        encoder=str(tmp_path / "encoder"), data=str(data), out=tmp_path / "out/davis.json", **small
+    )
 
 
 def test_masks_from_files_to_figures(tmp_path, image_encoder, capsys):
     data = write_davis(tmp_path / "DAVIS")
-    result = run_propagation(settings(tmp_path, image_encoder, data, save_masks=True, seeds=2))
+    result = settings(tmp_path, image_encoder, data, save_masks=True, seeds=2).run()
     out = tmp_path / "out"
     assert json.loads((out / "davis.json").read_text()) == json.loads(json.dumps(result))
     printed = capsys.readouterr().out
@@ -111,7 +113,7 @@ def test_colours_carry_squares_in_both_protocols(tmp_path, image_encoder, protoc
     """The squares differ from the ground in colour, so Lab patches must find them, to about half a cell of 8 pixels."""
     data = write_davis(tmp_path / "DAVIS", ("one",))
     options = settings(tmp_path, image_encoder, data, protocol=protocol, seeds=0, pictures=False)
-    result = run_propagation(options)
+    result = options.run()
     assert result["untrained"] is None
     assert result["protocol"]["previous"] == PROTOCOLS[protocol].previous
     assert result["protocol"]["layer"] == 0
@@ -126,7 +128,7 @@ def test_davis_2016_masks_of_another_size(tmp_path, image_encoder):
         mask = read_mask(file).repeat(2, 0).repeat(2, 1) * 255
         Image.fromarray(mask, "L").save(file)
     (data / "JPEGImages/480p").rename(data / "JPEGImages/240p")
-    result = run_propagation(settings(tmp_path, image_encoder, data, seeds=0, save_masks=True))
+    result = settings(tmp_path, image_encoder, data, seeds=0, save_masks=True).run()
     mask = read_mask(tmp_path / "out/davis/masks/one/00002.png")
     assert mask.shape == (128, 192)
     assert set(np.unique(mask)) == {0, 255}
@@ -150,7 +152,7 @@ def test_void_pixels_are_not_scored(tmp_path):
 
 def test_key_points_from_files_to_figures(tmp_path, image_encoder):
     data = write_keypoints(tmp_path / "JHMDB")
-    result = run_propagation(settings(tmp_path, image_encoder, data))
+    result = settings(tmp_path, image_encoder, data).run()
     assert result["task"] == "key points"
     # Joints (17.5, 17.5) and (73.5, 45.5) in frame 0; both move by 4 t, one of them not labelled in frame 2. The box's
     # diagonal in frame t is that of (56 - 8 t) x 28.
@@ -233,7 +235,7 @@ def test_maps_of_convolutional_nets():
     assert DenseFeatures(net)(frame(96, 128)).shape == (512, 3, 4)
     dense = DenseEncoder(net, VideoSpec(size=64, frames=4), DenseSettings(out=16, hidden=8, layers=1)).eval()
     assert DenseFeatures(dense)(frame(96, 128)).shape == (16, 3, 4)
-    numbers = PropagationSettings(encoder="e", data=Path(), out=Path("o.json"), protocol="crw").numbers
+    numbers = PropagationSettings(encoder="e", data="", out=Path("o.json"), protocol="crw").numbers
     assert (numbers(convolutional=True).layer, numbers(convolutional=False).layer) == (3, 0)
     headed = HeadedEncoder(net, build_head(net, HeadSettings(hidden=8, out=4, channels=8)))
     torch.testing.assert_close(DenseFeatures(headed.eval(), layer=3)(frame(96, 128)), third)
@@ -327,7 +329,7 @@ def test_what_does_not_fit_ends_in_one_sentence(tmp_path, image_encoder, what, s
     spoil(data, what)
     options = settings(tmp_path, image_encoder, data, pictures=True, seeds=0)
     with pytest.raises(UserError) as error:
-        run_propagation(options)
+        options.run()
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out/davis.json").exists()
