@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,36 +11,37 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
 
-from mmssl.data.indexing import show_progress
-from mmssl.data.sources import Source, open_source
+from mmssl.data.sources import Source
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.speech import SpeechEncoder
 from mmssl.errors import UserError
 from mmssl.evaluation.ctc_decoding import edits, error_rates, interval, rate_difference
 from mmssl.evaluation.ctc_model import FrozenCTC, TunedCTC
 from mmssl.evaluation.ctc_training import Recordings, decode, gather, train
-from mmssl.evaluation.results import check_file, settings_of, versions, write_result
-from mmssl.evaluation.subject import describe, pick_device, untrained
+from mmssl.evaluation.frame import Figures, Settings, at_least, beside, open_media, run
+from mmssl.evaluation.subject import pick_device
 
 FROZEN_RATES = (1e-2, 3e-3, 1e-3, 3e-4)
 TUNED_RATES = (1e-4,)
 SHOWN = 5
 
+Answer = tuple[Figures, tuple[np.ndarray, np.ndarray]]
+"""Figures of an encoder, and the edits of words and of characters by recording."""
+
 
 @dataclass(kw_only=True)
-class CtcSettings:
+class CtcSettings(Settings):
     """Word and character error rates of CTC on the characters: a linear head on a softmax-weighted sum of the frozen
     layers, or (--tune) all of the encoder but its convolutions fine-tuned; only the learning rate is chosen, on a tenth
     of the training recordings."""
+
+    evaluation = "ctc"
 
     encoder: str
     """Folder of a run's encoder, or a Hub id: HuBERT or WavLM."""
     data: str
     """Folder of recordings with a metadata.csv of the columns file_name and text (or transcription)."""
-    out: Path
-    """JSON file for all figures and settings."""
     transcripts: Literal["metadata", "label"] = "metadata"
     """'label': the label of a file is the word that is said."""
     tune: bool = False
@@ -58,20 +58,16 @@ class CtcSettings:
     """Prefixes that the beam search keeps."""
     max_seconds: float = 30.0
     """Longer recordings are left out."""
-    seed: int = 0
-    """Fixes the split (where the data has none), the untrained encoder, the order and the intervals."""
-    seeds: int = 1
-    """Untrained encoders to compare with, at seeds seed, seed+1, ..."""
     workers: int = 2
     """Processes that decode; 0 decodes in this one."""
-    device: str = "auto"
-    """'auto' takes a GPU where one is at hand; else a torch device such as 'cpu' or 'cuda:1'."""
+
+    @property
+    def name(self) -> str:
+        return "ctc (fine-tuned)" if self.tune else "ctc"
 
     def check(self) -> None:
-        """Raise UserError for values that make no evaluation."""
-        for name, least in (("seeds", 1), ("steps", 1), ("batch_size", 1), ("beam", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give {least} or more.")
+        super().check()
+        at_least(self, steps=1, batch_size=1, beam=1, workers=0)
         if self.max_seconds <= 0 or (self.rates is not None and (not self.rates or min(self.rates) <= 0)):
             raise UserError("--max-seconds is above 0, and --rates has one or more values above 0.")
         if self.model is not None and not self.tune:
@@ -81,55 +77,37 @@ class CtcSettings:
     def grid(self) -> tuple[float, ...]:
         return self.rates or (TUNED_RATES if self.tune else FROZEN_RATES)
 
-    def run(self) -> dict[str, Any]:
-        """Evaluate, print the figures, write the files; returns all figures."""
-        self.check()
-        check_file(self.out)
+    def run(self) -> Figures:
         edits(["a"], ["a"])  # before hours of training: says what to install
-        encoder = Encoder.from_pretrained(self.encoder)
-        with show_progress(Console(stderr=True)) as progress:
-            source = open_source(self.data, "audio", progress=progress)
-        result = recognise(encoder, source, self)
-        write_result(self.out, result)
-        for name in ("trained", "untrained", "chance"):
-            found = result[name]
-            print(f"{name}: {100 * found['wer']:.1f} % of words wrong, {100 * found['cer']:.1f} % of characters")
-        print(f"All figures: {self.out}")
-        return result
+        return run(self, recognise, show, lambda settings, _: open_media(settings.data, "audio"))
 
 
-def recognise(encoder: Encoder, source: Source, settings: CtcSettings) -> dict[str, Any]:
-    """All figures: the encoder, its untrained twins, and what one transcript for all recordings gives.
+def recognise(encoders: list[Encoder], source: Source, settings: CtcSettings) -> Figures:
+    """The encoder, its untrained twins, and what one transcript for all recordings gives.
 
     Raises:
         UserError: no transcripts, too few recordings, recordings that cannot be read, or another kind of encoder.
     """
-    settings.check()
-    begin = time.monotonic()
+    encoder, seed = encoders[0], settings.seed
     if not isinstance(encoder, SpeechEncoder):
         raise UserError(f"CTC reads frames of a HuBERT or WavLM encoder, and this is a {type(encoder).__name__}.")
     data = gather(encoder.spec, source, settings)
-    twins = [untrained(encoder, seed) for seed in range(settings.seed, settings.seed + settings.seeds)]
     references = [data.texts[int(row)] for row in data.test]
-    figures, counts = [], []
-    for number, one in enumerate([encoder, *twins]):
+    answers = []
+    for one in encoders:
         assert isinstance(one, SpeechEncoder)
-        found, spelled = examine(one, data, settings, save=number == 0)
-        figures.append(found)
-        counts.append(edits(references, spelled))
-    others = []
-    for seed, (own, (words, chars)) in enumerate(zip(figures[1:], counts[1:], strict=True), settings.seed):
-        gain = {"wer": figures[0]["wer"] - own["wer"], "cer": figures[0]["cer"] - own["cer"]}
-        gain["wer_interval"] = rate_difference(counts[0][0], words, settings.seed)
-        gain["cer_interval"] = rate_difference(counts[0][1], chars, settings.seed)
-        others.append({"seed": seed, **own, "difference": gain})
-    first = dict(others[0])
-    gain_over_first = first.pop("difference")
+        found, spelled = examine(one, data, settings, save=one is encoder)
+        answers.append((found, edits(references, spelled)))
+
+    def gain(answer: Answer, twin: Answer) -> Figures:
+        (found, counts), (other, others) = answer, twin
+        gains: Figures = {name: found[name] - other[name] for name in ("wer", "cer")}
+        for name, mine, theirs in zip(("wer", "cer"), counts, others, strict=True):
+            gains[f"{name}_interval"] = rate_difference(mine, theirs, seed)
+        return gains
+
     words, chars = edits(references, [commonest([data.texts[int(row)] for row in data.train])] * len(references))
     return {
-        "evaluation": "ctc (fine-tuned)" if settings.tune else "ctc",
-        "settings": settings_of(settings),
-        "encoder": describe(encoder, settings.encoder),
         "data": {
             "path": settings.data,
             "fingerprint": source.fingerprint,
@@ -138,21 +116,21 @@ def recognise(encoder: Encoder, source: Source, settings: CtcSettings) -> dict[s
             "files": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
             "notes": list(data.notes),
         },
-        "trained": figures[0],
-        "untrained": first,
-        "difference": gain_over_first,
-        "further_untrained": others[1:],
+        **beside(answers, lambda answer: answer[0], gain, seed),
         "chance": {
             "what": "the most frequent training transcript for every recording",
             "wer": float(words[:, 0].sum() / words[:, 1].sum()),
-            "wer_interval": interval(words, settings.seed),
+            "wer_interval": interval(words, seed),
             "cer": float(chars[:, 0].sum() / chars[:, 1].sum()),
-            "cer_interval": interval(chars, settings.seed),
+            "cer_interval": interval(chars, seed),
         },
-        "versions": versions(),
-        "device": str(pick_device(settings.device)),
-        "seconds": round(time.monotonic() - begin, 3),
     }
+
+
+def show(result: Figures) -> None:
+    for name in ("trained", "untrained", "chance"):
+        found = result[name]
+        print(f"{name}: {100 * found['wer']:.1f} % of words wrong, {100 * found['cer']:.1f} % of characters")
 
 
 def examine(

@@ -25,6 +25,7 @@ from mmssl.evaluation.ctc import CtcSettings, commonest, examine, recognise
 from mmssl.evaluation.ctc_decoding import error_rates
 from mmssl.evaluation.ctc_model import FrozenCTC, TunedCTC, ctc_loss
 from mmssl.evaluation.ctc_training import gather, pace, training_rows
+from mmssl.evaluation.frame import with_twins
 from mmssl.evaluation.transcripts import Vocabulary
 from mmssl.report.reading import read_evaluations
 
@@ -79,7 +80,7 @@ def test_loss_is_torchs_over_each_length() -> None:
 
 def test_frozen_heads_learn_and_the_better_rate_is_taken(tmp_path: Path) -> None:
     source = open_source(write_spelled(tmp_path / "data", 100), "audio")
-    result = recognise(speech(), source, given(tmp_path, rates=(1e-5, 3e-2), steps=60))
+    result = recognise(with_twins(speech(), 0, 1), source, given(tmp_path, rates=(1e-5, 3e-2), steps=60))
     trained = result["trained"]
     assert trained["rate"] == 3e-2, "1e-5 learns nothing"
     assert trained["validation"][1]["validation_cer"] < trained["validation"][0]["validation_cer"]
@@ -115,7 +116,7 @@ def test_fine_tuning_learns_to_spell_tones(tmp_path: Path) -> None:
     assert figures["cer"] <= figures["greedy"]["cer"] + 0.02
     # Frozen, that encoder's layers spell better than those of an untrained one.
     encoder, source = Encoder.from_pretrained(tmp_path / "c"), open_source(tmp_path / "data", "audio")
-    result = recognise(encoder, source, given(tmp_path, rates=(3e-2, 1e-2), steps=150))
+    result = recognise(with_twins(encoder, 0, 1), source, given(tmp_path, rates=(3e-2, 1e-2), steps=150))
     assert result["trained"]["cer"] < 0.5 * result["untrained"]["cer"]
     assert result["difference"]["cer_interval"][1] < 0
 
@@ -183,7 +184,7 @@ def test_command_and_what_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixtu
     vit = build_encoder(AudioSpec(mels=16, frames=64, patch=8, stride=8), EncoderSettings(width=16, depth=1, heads=2))
     source = open_source(tmp_path / "data", "audio")
     with pytest.raises(UserError, match="HuBERT or WavLM encoder"):
-        recognise(vit, source, given(tmp_path))
+        recognise([vit], source, given(tmp_path))
     with pytest.raises(UserError, match="give --tune, too"):
         given(tmp_path, model=tmp_path / "m").check()
     with pytest.raises(UserError, match="for choosing the rate"):
