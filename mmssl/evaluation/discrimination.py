@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from mmssl.adapters.specs import AudioSpec, WaveformSpec
-from mmssl.data.indexing import show_progress
-from mmssl.data.sources import Source, open_source
+from mmssl.data.sources import Source
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
 from mmssl.evaluation.abx import abx, abx_errors, dtw_distances, nearest, pooled_distances
+from mmssl.evaluation.frame import Figures, Settings, at_least, beside, run
 from mmssl.evaluation.labels import Task
 from mmssl.evaluation.layer_states import frame_middles, states_of
 from mmssl.evaluation.metrics import chance, difference, score
-from mmssl.evaluation.reading import BAD_SHARE, Files, read_views
-from mmssl.evaluation.results import check_file, data_of, encode, settings_of, versions, write_result
-from mmssl.evaluation.subject import describe, evaluating, pick_device, untrained
+from mmssl.evaluation.reading import Files, read_nearly_all
+from mmssl.evaluation.results import data_of, encode
+from mmssl.evaluation.subject import evaluating, pick_device
 from mmssl.evaluation.table import print_table
-from mmssl.evaluation.views import evaluation_views, kind_for
+from mmssl.evaluation.views import evaluation_views
 from mmssl.types import Encoded
 
 MOST_FRAMES = 200
@@ -36,16 +32,12 @@ RESAMPLES = 1000
 
 
 @dataclass(kw_only=True)
-class DiscriminationSettings:
+class DiscriminationSettings(Settings):
     """ABX: how often is a file nearer to one of another class than to one of its own? Labels are classes (words,
     syllables, speakers); top-1 is that of the nearest other file."""
 
-    encoder: str
-    """Folder of a run's encoder, or a Hub id."""
-    data: str
-    """Labelled media: folders, a train/ + test/ tree, a folder with metadata.csv, WebDataset tars, or a Hub name."""
-    out: Path
-    """JSON file for all figures and settings."""
+    evaluation = "discrimination"
+
     distance: Literal["auto", "dtw", "mean"] = "auto"
     """'dtw': along frames by dynamic time warping; 'mean': between means over time. 'auto': the first for sound of at
     most 200 frames, else the second."""
@@ -53,89 +45,67 @@ class DiscriminationSettings:
     """State to compare: 0 enters the first block, 1 is what that gives, and so on; the output if not given."""
     items: int = 20
     """Files of a class that are taken, drawn at random."""
-    seed: int = 0
-    """Fixes the draw, the untrained encoder and the intervals."""
-    seeds: int = 1
-    """Untrained encoders to compare with, at seeds seed, seed+1, ..."""
     batch_size: int = 64
     workers: int = 2
     """Processes that decode; 0 decodes in this one."""
-    device: str = "auto"
-    """'auto' takes a GPU where one is at hand; else a torch device such as 'cpu' or 'cuda:1'."""
 
     def check(self) -> None:
-        """Raise UserError for values that make no evaluation."""
-        for name, least in (("seeds", 1), ("items", 2), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give {least} or more.")
+        super().check()
+        at_least(self, items=2, batch_size=1, workers=0)
 
-    def run(self) -> dict[str, Any]:
-        """Evaluate, print the table, write the JSON file; returns all figures."""
-        self.check()
-        check_file(self.out)
-        encoder = Encoder.from_pretrained(self.encoder)
-        with show_progress(Console(stderr=True)) as progress:
-            source = open_source(self.data, kind_for(self.data, encoder.spec), progress=progress)
-        result = discriminate(encoder, source, self)
-        write_result(self.out, result)
-        print_table(result)
-        for name in ("trained", "untrained"):
-            low, high = result[name]["abx_error_interval"]
-            print(f"ABX error, {name}: {100 * result[name]['abx_error']:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
-        print(f"ABX error, chance: 50 %\nAll figures: {self.out}")
-        return result
+    def run(self) -> Figures:
+        return run(self, discriminate, show)
 
 
-def discriminate(encoder: Encoder, source: Source, settings: DiscriminationSettings) -> dict[str, Any]:
-    """All figures: the encoder, its untrained twins and chance, on the same files.
+def discriminate(encoders: list[Encoder], source: Source, settings: DiscriminationSettings) -> Figures:
+    """The encoder, its untrained twins and chance, on the same files.
 
     Raises:
         UserError: fewer than two classes with two files, files that cannot be read, or a layer that is not there.
     """
-    settings.check()
-    begin = time.monotonic()
     rows, names = draw_items(source, settings)
-    views = evaluation_views(encoder.spec)
-    twins = [untrained(encoder, seed) for seed in range(settings.seed, settings.seed + settings.seeds)]
-    found, kept, skipped = collect_items([encoder, *twins], Files(source, views, rows, settings.seed), settings)
+    spec = encoders[0].spec
+    views = evaluation_views(spec)
+    found, kept, skipped = collect_items(encoders, Files(source, views, rows, settings.seed), settings)
     labels = encode([source.label(int(row)) for row in kept], names)
-    how = settings.distance
+    how, longest = settings.distance, max(map(len, found[0]))
     if how == "auto":
-        how = "dtw" if encoder.spec.modality == "audio" and max(map(len, found[0])) <= MOST_FRAMES else "mean"
-    if how == "dtw" and max(map(len, found[0])) > MOST_FRAMES:
+        how = "dtw" if spec.modality == "audio" and longest <= MOST_FRAMES else "mean"
+    if how == "dtw" and longest > MOST_FRAMES:
         raise UserError(
-            f"Warping compares every frame with every other, and a file has {max(map(len, found[0]))} of them, more "
-            f"than {MOST_FRAMES}: give --distance mean, or shorter files."
+            f"Warping compares every frame with every other, and a file has {longest} of them, more than {MOST_FRAMES}:"
+            " give --distance mean, or shorter files."
         )
+
+    def figures(answer: Discrimination) -> Figures:
+        low, high = abx_interval([answer.errors], labels, settings.seed)
+        found = dataclasses.asdict(score(labels, answer.predicted, names, kept, settings.seed))
+        return found | {"abx_error": abx(answer.errors, labels), "abx_error_interval": [low, high]}
+
+    def gain(answer: Discrimination, twin: Discrimination) -> Figures:
+        low, high = abx_interval([twin.errors, answer.errors], labels, settings.seed)
+        less = {"abx_error": abx(answer.errors, labels) - abx(twin.errors, labels), "abx_error_interval": [low, high]}
+        return dataclasses.asdict(difference(labels, answer.predicted, twin.predicted, kept, settings.seed)) | less
+
     measure = dtw_distances if how == "dtw" else pooled_distances
     answers = [Discrimination(measure(items), labels) for items in found]
-    figures = [figures_of(answer, labels, kept, names, settings) for answer in answers]
-    others = []
-    for seed, (answer, own) in enumerate(zip(answers[1:], figures[1:], strict=True), settings.seed):
-        gain = difference(labels, answers[0].predicted, answer.predicted, kept, settings.seed)
-        low, high = abx_interval([answer.errors, answers[0].errors], labels, settings.seed)
-        less = {"abx_error": figures[0]["abx_error"] - own["abx_error"], "abx_error_interval": [low, high]}
-        others.append({"seed": seed, **own, "difference": dataclasses.asdict(gain) | less})
-    first = dict(others[0])
-    gain_over_first = first.pop("difference")
     counts = {"test": {name: int((labels == number).sum()) for number, name in enumerate(names)}}
     task = Task(names, np.empty(0, np.int64), rows, {"train": {}, **counts}, "no training; every file is compared")
     return {
-        "evaluation": "discrimination",
-        "settings": settings_of(settings),
-        "encoder": describe(encoder, settings.encoder),
         "data": data_of(settings.data, "data", source, task, views, examples=(0, len(labels)), skipped=skipped),
         "distance": how,
-        "trained": figures[0],
-        "untrained": first,
-        "difference": gain_over_first,
-        "further_untrained": others[1:],
+        **beside(answers, figures, gain, settings.seed),
         "shuffled": None,
         "chance": dataclasses.asdict(chance(labels, labels)) | {"abx_error": 0.5},
-        "versions": versions(),
-        "device": str(pick_device(settings.device)),
-        "seconds": round(time.monotonic() - begin, 3),
     }
+
+
+def show(result: Figures) -> None:
+    print_table(result)
+    for name in ("trained", "untrained"):
+        low, high = result[name]["abx_error_interval"]
+        print(f"ABX error, {name}: {100 * result[name]['abx_error']:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
+    print("ABX error, chance: 50 %")
 
 
 class Discrimination:
@@ -146,14 +116,6 @@ class Discrimination:
         """float64 [N]: error of every item as X."""
         self.predicted = nearest(distances, labels)
         """int64 [N]: class of its nearest neighbour."""
-
-
-def figures_of(
-    answer: Discrimination, labels: np.ndarray, rows: np.ndarray, names: tuple[str, ...], settings: Any
-) -> dict[str, Any]:
-    low, high = abx_interval([answer.errors], labels, settings.seed)
-    figures = dataclasses.asdict(score(labels, answer.predicted, names, rows, settings.seed))
-    return figures | {"abx_error": abx(answer.errors, labels), "abx_error_interval": [low, high]}
 
 
 def abx_interval(errors: Sequence[np.ndarray], labels: np.ndarray, seed: int) -> tuple[float, float]:
@@ -194,19 +156,11 @@ def collect_items(
     device = pick_device(settings.device)
     found: list[list[np.ndarray]] = [[] for _ in encoders]
     rows: list[int] = []
-    skipped: list[tuple[str, str]] = []
-    with ExitStack() as modes:
-        for encoder in encoders:
-            modes.enter_context(evaluating(encoder.to(device)))
-        for chunk in read_views(files, batch_size=settings.batch_size, workers=settings.workers, title="items"):
-            skipped += [(files.source.id(row), reason) for row, reason in chunk.skipped]
-            if len(skipped) > max(1, BAD_SHARE * len(files)):
-                raise UserError(
-                    f"{len(skipped)} of {len(files)} files could not be read, the first: {skipped[0][1]}. Run `mmssl "
-                    "index` on the folder to list them, and mend or remove them."
-                )
-            if chunk.views is None:
-                continue
+    skipped: list[tuple[int, str]] = []
+    with evaluating(*(encoder.to(device) for encoder in encoders)):
+        size, workers = settings.batch_size, settings.workers
+        for chunk in read_nearly_all(files, skipped, batch_size=size, workers=workers, title="items"):
+            assert chunk.views is not None
             rows += chunk.rows.tolist()
             lengths = None if chunk.lengths is None else chunk.lengths.to(device)
             for encoder, items in zip(encoders, found, strict=True):
@@ -215,7 +169,7 @@ def collect_items(
                 frames = frames_of(encoded, settings.layer).cpu().numpy()
                 real = [None] * len(frames) if chunk.lengths is None else chunk.lengths.tolist()
                 items += [one[: count_frames(encoder, len(one), n)] for one, n in zip(frames, real, strict=True)]
-    return found, np.array(rows, np.int64), skipped
+    return found, np.array(rows, np.int64), [(files.source.id(row), reason) for row, reason in skipped]
 
 
 def frames_of(encoded: Encoded, layer: int | None) -> Tensor:

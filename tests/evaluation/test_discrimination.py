@@ -18,7 +18,6 @@ from mmssl.data.sources import open_source
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.errors import UserError
-from mmssl.evaluation import discrimination
 from mmssl.evaluation.abx import abx, abx_errors, dtw_distances, nearest, pooled_distances, warp
 from mmssl.evaluation.discrimination import DiscriminationSettings, abx_interval, count_frames, discriminate
 from mmssl.report.reading import read_evaluations
@@ -104,11 +103,10 @@ class Ear(Encoder):
         return Encoded(pooled=spectrum.mean(1), tokens=spectrum, grid=(1, 1, 20))
 
 
-def test_hearing_tells_tones_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hearing_tells_tones_apart(tmp_path: Path) -> None:
     write_tones(tmp_path / "data", per_class=8)
-    monkeypatch.setattr(discrimination, "untrained", lambda encoder, seed: Ear(deaf=True))
     given = DiscriminationSettings(encoder="x", data="y", out=tmp_path / "a.json", workers=0, items=6)
-    result = discriminate(Ear(deaf=False), open_source(tmp_path / "data", "audio"), given)
+    result = discriminate([Ear(deaf=False), Ear(deaf=True)], open_source(tmp_path / "data", "audio"), given)
     assert result["distance"] == "dtw"
     assert result["trained"]["abx_error"] < 0.1
     assert result["trained"]["top1"] == 1.0
@@ -116,7 +114,7 @@ def test_hearing_tells_tones_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     low, high = result["difference"]["abx_error_interval"]
     assert low < result["difference"]["abx_error"] < high < 0
     assert result["data"]["examples"]["test"] == 12
-    again = discriminate(Ear(deaf=False), open_source(tmp_path / "data", "audio"), given)
+    again = discriminate([Ear(deaf=False), Ear(deaf=True)], open_source(tmp_path / "data", "audio"), given)
     assert again["trained"] == result["trained"]
 
 
@@ -144,7 +142,7 @@ def test_command_on_layers_and_without(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "lonely" / "one" / "a.wav").write_bytes((tmp_path / "data" / "low" / "0.wav").read_bytes())
     with pytest.raises(UserError, match="two or more classes"):
         discriminate(
-            vit,
+            [vit],
             open_source(tmp_path / "lonely", "audio"),
             DiscriminationSettings(encoder="x", data="y", out=tmp_path / "b.json"),
         )
