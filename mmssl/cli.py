@@ -68,8 +68,8 @@ def pretrain(argv: Sequence[str]) -> None:
 
 
 EVALUATIONS = {
-    "knn": "mmssl.evaluation.command:KnnSettings",
-    "linear": "mmssl.evaluation.command:LinearSettings",
+    "knn": "mmssl.evaluation.knn:KnnSettings",
+    "linear": "mmssl.evaluation.linear:LinearSettings",
     "windows": "mmssl.evaluation.windows:WindowsSettings",
     "layers": "mmssl.evaluation.layers:LayersSettings",
     "discrimination": "mmssl.evaluation.discrimination:DiscriminationSettings",

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
-from mmssl.data.indexing import show_progress
-from mmssl.data.sources import Source, open_source
+from mmssl.data.sources import Source
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
 from mmssl.evaluation.features import Features, extract, features_cache
+from mmssl.evaluation.frame import open_media
 from mmssl.evaluation.subject import describe, pick_device
 from mmssl.evaluation.views import evaluation_views, kind_for
 from mmssl.files import writing
@@ -48,8 +47,7 @@ def run_embed(settings: EmbedSettings) -> pa.Table:
     if settings.out.is_dir():
         raise UserError(f"--out {settings.out} is a folder: name a parquet file, such as {settings.out / 'e.parquet'}.")
     encoder = Encoder.from_pretrained(settings.encoder)
-    with show_progress(Console(stderr=True)) as progress:
-        source = open_source(settings.data, kind_for(settings.data, encoder.spec), progress=progress)
+    source = open_media(settings.data, kind_for(settings.data, encoder.spec))
     features = extract(
         encoder,
         source,

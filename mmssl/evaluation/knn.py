@@ -1,15 +1,67 @@
-"""Weighted nearest neighbours: Wu et al. 2018 (arXiv:1805.01978, section 3.4), as DINO uses them (arXiv:2104.14294)."""
+"""`mmssl evaluate knn`: weighted nearest neighbours.
+
+Wu et al. 2018 (arXiv:1805.01978, section 3.4), as DINO uses them (arXiv:2104.14294).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmssl.data.sources import Source
+from mmssl.encoders.base import Encoder
+from mmssl.errors import UserError
+from mmssl.evaluation.frame import Figures, run
+from mmssl.evaluation.probing import Answer, ProbeSettings, Sides, probe_pooled
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 CHUNK = 1 << 26
 """Similarities held at a time (256 MiB in fp32)."""
+
+
+@dataclass(kw_only=True)
+class KnnSettings(ProbeSettings):
+    """Weighted nearest neighbours on frozen features, as DINO evaluates (arXiv:2104.14294)."""
+
+    evaluation = "knn"
+
+    k: int = 20
+    """Neighbours of the figures in the table."""
+    neighbours: tuple[int, ...] = NEIGHBOURS
+    """Further values of k that are reported."""
+    temperature: float = TEMPERATURE
+    """T of the weight exp(cosine / T)."""
+
+    def check(self) -> None:
+        super().check()
+        if min(self.k, *self.neighbours) < 1 or self.temperature <= 0:
+            raise UserError("--k and --neighbours are counts of 1 or more, and --temperature is above 0.")
+
+    def run(self) -> Figures:
+        return run(self, evaluate)
+
+
+def evaluate(encoders: list[Encoder], source: Source, settings: KnnSettings) -> Figures:
+    return probe_pooled(encoders, source, settings, vote)
+
+
+def vote(sides: Sides, settings: KnnSettings) -> Answer:
+    found = knn_predict(
+        sides.x,
+        sides.y,
+        sides.queries,
+        classes=sides.classes,
+        neighbours=(settings.k, *settings.neighbours),
+        temperature=settings.temperature,
+    )
+    k = min(settings.k, len(sides.x))
+    by_k = {str(n): float(np.mean(answer.cpu().numpy() == sides.truth)) for n, answer in found.items()}
+    return Answer(found[k].cpu().numpy(), {"k": k, "top1_by_k": by_k})
 
 
 @torch.no_grad()

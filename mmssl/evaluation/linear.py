@@ -1,22 +1,87 @@
-"""A linear probe whose learning rate and weight decay are chosen on a part of the training data, never on the test."""
+"""`mmssl evaluate linear`: a probe whose learning rate and weight decay are chosen on a part of the training data.
+
+Never on the test.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmssl.data.sources import Source
+from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
+from mmssl.evaluation.frame import Figures, run
 from mmssl.evaluation.labels import held_out
+from mmssl.evaluation.probing import Answer, ProbeSettings, Sides, probe_pooled
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 MOMENTUM = 0.9
+
+
+@dataclass(kw_only=True)
+class LinearSettings(ProbeSettings):
+    """A linear probe on frozen, standardised features; rate and decay are chosen on a fifth of the training files."""
+
+    evaluation = "linear"
+
+    rates: tuple[float, ...] = RATES
+    """Learning rates to choose from."""
+    decays: tuple[float, ...] = DECAYS
+    """Weight decays to choose from."""
+    epochs: int = 100
+    """Passes over the training examples (and at least 1,000 steps)."""
+    probe_batch_size: int = 256
+    """Examples of one step of the probe."""
+
+    def check(self) -> None:
+        super().check()
+        check_grid(self.rates, self.decays)
+        if min(self.epochs, self.probe_batch_size) < 1:
+            raise UserError("--epochs and --probe-batch-size are 1 or more.")
+
+    def run(self) -> Figures:
+        return run(self, evaluate)
+
+
+def check_grid(rates: Sequence[float], decays: Sequence[float]) -> None:
+    """Raise UserError where there is nothing to choose from."""
+    if not rates or not decays or min(rates) <= 0 or min(decays) < 0:
+        raise UserError("--rates needs one or more values above 0, and --decays one or more of 0 or above.")
+
+
+def evaluate(encoders: list[Encoder], source: Source, settings: LinearSettings) -> Figures:
+    return probe_pooled(encoders, source, settings, probe)
+
+
+def probe(sides: Sides, settings: LinearSettings) -> Answer:
+    head = fit(sides.x, sides.y, sides.groups, sides.classes, settings)
+    return Answer(head.predict(sides.queries).cpu().numpy(), head.chosen)
+
+
+def fit(x: Tensor, y: Tensor, groups: np.ndarray, classes: int, settings: LinearSettings) -> Probe:
+    """The probe that the settings ask for; see `linear_probe`."""
+    return linear_probe(
+        x,
+        y,
+        classes=classes,
+        groups=groups,
+        rates=settings.rates,
+        decays=settings.decays,
+        epochs=settings.epochs,
+        batch=settings.probe_batch_size,
+        seed=settings.seed,
+    )
 
 
 @dataclass(frozen=True)
@@ -25,6 +90,14 @@ class Trial:
     decay: float
     validation_top1: float
     validation_loss: float
+
+
+def tried(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Trials as JSON holds them, which has no infinity."""
+    found = [dataclasses.asdict(trial) for trial in trials]
+    for trial in found:
+        trial["validation_loss"] = trial["validation_loss"] if np.isfinite(trial["validation_loss"]) else None
+    return found
 
 
 @dataclass(frozen=True)
@@ -43,6 +116,11 @@ class Probe:
     decay: float
     trials: tuple[Trial, ...]
     """Validation figures of the whole grid."""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What was chosen, of what, for the JSON file."""
+        return {"rate": self.rate, "decay": self.decay, "validation": tried(self.trials)}
 
     def logits(self, x: Tensor) -> Tensor:
         """Features [Q,D] -> float32 [Q,classes]."""

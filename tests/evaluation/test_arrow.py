@@ -13,10 +13,10 @@ from mmssl.data.media import Media, Record
 from mmssl.data.sources import open_source
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.vit import ViT, ViTSettings
-from mmssl.evaluation.command import KnnSettings, LinearSettings, run_evaluate
 from mmssl.evaluation.features import extract
-from mmssl.evaluation.knn import knn_predict
+from mmssl.evaluation.knn import KnnSettings, knn_predict
 from mmssl.evaluation.labels import footage_labels
+from mmssl.evaluation.linear import LinearSettings
 from mmssl.evaluation.views import ArrowViews
 from mmssl.types import Encoded
 
@@ -95,12 +95,8 @@ def test_a_still_video_is_at_chance(settings, tmp_path, monkeypatch):
     ViT(VideoTubelets(SPEC, 32), vit).save_pretrained(tmp_path / "encoder")
     write_videos(tmp_path / "still", moving=False)
     more = {"k": 3} if settings is KnnSettings else {"epochs": 1}
-    result = run_evaluate(
-        settings(
-            encoder=str(tmp_path / "encoder"), data=str(tmp_path / "still"), out=tmp_path / "out.json",
-            labels="arrow", workers=0, **more,
-        )
-    )  # fmt: skip
+    given = {"encoder": str(tmp_path / "encoder"), "data": str(tmp_path / "still"), "out": tmp_path / "out.json"}
+    result = settings(**given, labels="arrow", workers=0, **more).run()
     assert result["chance"]["uniform"] == 0.5
     assert result["data"]["classes"] == ["forward", "reversed"]
     assert result["data"]["examples"] == {"train": 64, "test": 16}

@@ -19,8 +19,10 @@ from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
 from mmssl.evaluation import features
-from mmssl.evaluation.command import EmbedSettings, KnnSettings, LinearSettings, run_embed, run_evaluate
+from mmssl.evaluation.embed import EmbedSettings, run_embed
 from mmssl.evaluation.features import extract
+from mmssl.evaluation.knn import KnnSettings
+from mmssl.evaluation.linear import LinearSettings
 from mmssl.evaluation.subject import encoder_hash, untrained
 from mmssl.evaluation.views import evaluation_views
 from tests.evaluation.standins import write_moving_squares, write_stripes, write_tones
@@ -54,7 +56,7 @@ def test_knn_equals_numpy_on_the_written_embeddings(tmp_path, pictures, encoder,
     settings = KnnSettings(
         **options(tmp_path, "results/knn.json"), k=5, neighbours=(1, 3), shuffle_labels=True, seeds=2
     )
-    result = run_evaluate(settings)
+    result = settings.run()
     assert json.loads((tmp_path / "results/knn.json").read_text()) == json.loads(json.dumps(result))
     assert "untrained (seed 1)" in capsys.readouterr().out
 
@@ -96,7 +98,7 @@ def test_knn_equals_numpy_on_the_written_embeddings(tmp_path, pictures, encoder,
 
 
 def test_linear_probe_reports_what_it_chose(tmp_path, pictures, encoder, capsys):
-    result = run_evaluate(LinearSettings(**options(tmp_path, "linear.json"), epochs=1))
+    result = LinearSettings(**options(tmp_path, "linear.json"), epochs=1).run()
     trained = result["trained"]
     assert len(trained["validation"]) == 20
     assert (trained["rate"], trained["decay"]) in {(t["rate"], t["decay"]) for t in trained["validation"]}
@@ -173,7 +175,7 @@ def test_playback_speed_on_held_out_videos(tmp_path):
     settings = ViTSettings(width=32, depth=1, heads=2, prefix=0, positions="sincos1d")
     ViT(VideoTubelets(spec, 32), settings).save_pretrained(tmp_path / "encoder")
     given = {**options(tmp_path, "speed.json", "videos"), "labels": "speed"}
-    result = run_evaluate(KnnSettings(**given))
+    result = KnnSettings(**given).run()
     assert result["evaluation"] == "knn (speed)"
     assert result["data"]["classes"] == ["1x", "2x", "4x"]
     assert result["data"]["files"] == {"train": 8, "test": 2}
@@ -181,9 +183,9 @@ def test_playback_speed_on_held_out_videos(tmp_path):
     assert [row["n"] for row in result["trained"]["per_class"]] == [8, 8, 8]
     assert result["chance"]["uniform"] == pytest.approx(1 / 3)
     with pytest.raises(UserError, match="carries a label"):
-        run_evaluate(KnnSettings(**{**given, "labels": "data"}))
+        KnnSettings(**{**given, "labels": "data"}).run()
     with pytest.raises(UserError, match="tells apart"):
-        run_evaluate(KnnSettings(**given, clips=2))
+        KnnSettings(**given, clips=2).run()
     assert data.exists()
 
 
@@ -192,7 +194,7 @@ def test_recordings_with_several_segments(tmp_path):
     spec = AudioSpec(frames=32, mels=32, patch=16)
     adapter = SpectrogramPatches(spec, 32)
     ViT(adapter, ViTSettings(width=32, depth=1, heads=2)).save_pretrained(tmp_path / "encoder")
-    result = run_evaluate(LinearSettings(**options(tmp_path, "tones.json", "tones"), clips=3, epochs=1))
+    result = LinearSettings(**options(tmp_path, "tones.json", "tones"), clips=3, epochs=1).run()
     assert result["data"]["examples"] == {"train": 16, "test": 4}
     assert result["trained"]["top1"] == 1.0, "two pitches are two spectra to any linear map"
 
@@ -231,12 +233,12 @@ def test_a_diverged_encoder(tmp_path, pictures, encoder):
 )
 def test_mistakes_end_in_one_sentence(tmp_path, pictures, encoder, change, words):
     with pytest.raises(UserError, match=words):
-        run_evaluate(KnnSettings(**{**options(tmp_path, "x.json"), **change}))
+        KnnSettings(**{**options(tmp_path, "x.json"), **change}).run()
     assert not (tmp_path / "x.json").exists()
 
 
 def test_out_that_is_a_folder_is_refused_before_any_work(tmp_path):
     with pytest.raises(UserError, match="is a folder"):
-        run_evaluate(KnnSettings(encoder="none", data="none", out=tmp_path))
+        KnnSettings(encoder="none", data="none", out=tmp_path).run()
     with pytest.raises(UserError, match="is a folder"):
         run_embed(EmbedSettings(encoder="none", data="none", out=tmp_path))

@@ -24,7 +24,8 @@ from mmssl.cli import main
 from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.errors import UserError
 from mmssl.evaluation.attentive import AttentiveSettings
-from mmssl.evaluation.command import KnnSettings, LinearSettings, run_evaluate
+from mmssl.evaluation.knn import KnnSettings
+from mmssl.evaluation.linear import LinearSettings
 from mmssl.evaluation.subject import encoder_hash, untrained
 from tests.evaluation.standins import write_tones
 from tests.media import make_audio
@@ -114,11 +115,11 @@ def test_probes_tell_two_pitches_apart(tmp_path: Path) -> None:
     write_encoder(tmp_path / "encoder", BASE)
     write_tones(tmp_path / "tones")
     common: dict[str, Any] = {"encoder": str(tmp_path / "encoder"), "data": str(tmp_path / "tones"), "workers": 0}
-    knn = run_evaluate(KnnSettings(**common, out=tmp_path / "knn.json", neighbours=(1,), k=1, shuffle_labels=True))
+    knn = KnnSettings(**common, out=tmp_path / "knn.json", neighbours=(1,), k=1, shuffle_labels=True).run()
     assert knn["trained"]["top1"] == 1.0
     assert knn["encoder"]["class"] == "SpeechEncoder"
     assert knn["encoder"]["settings"]["arch"] == "hubert"
-    linear = run_evaluate(LinearSettings(**common, out=tmp_path / "linear.json", epochs=2))
+    linear = LinearSettings(**common, out=tmp_path / "linear.json", epochs=2).run()
     assert linear["trained"]["top1"] == 1.0
     with pytest.raises(UserError, match="gives as many as the recording is long"):
         AttentiveSettings(**common, out=tmp_path / "attentive.json").run()
