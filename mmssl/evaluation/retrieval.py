@@ -7,7 +7,6 @@ where one of its k most similar training examples, by cosine, is of its class. I
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,39 +18,35 @@ from rich.table import Table
 from scipy.special import gammaln
 from torch import Tensor
 
-from mmssl.data.indexing import show_progress
-from mmssl.data.sources import Source, open_source
+from mmssl.data.sources import Source
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
-from mmssl.evaluation.command import EvaluateSettings, task_for
-from mmssl.evaluation.features import Features, extract_all, features_cache
+from mmssl.evaluation.features import Features
+from mmssl.evaluation.frame import Figures, beside, run
 from mmssl.evaluation.knn import CHUNK
-from mmssl.evaluation.labels import Task
 from mmssl.evaluation.metrics import difference, score
-from mmssl.evaluation.results import check_file, data_of, encode, settings_of, versions, write_result
-from mmssl.evaluation.subject import describe, pick_device, untrained
+from mmssl.evaluation.probing import Examples, ProbeSettings, pooled_features, task_for
+from mmssl.evaluation.results import data_of
+from mmssl.evaluation.subject import pick_device
 from mmssl.evaluation.table import CLASSES_SHOWN
-from mmssl.evaluation.views import kind_for
 
 RANKS = (1, 5, 10)
 NAMES = tuple(f"recall_at_{rank}" for rank in RANKS)
 
 
 @dataclass(kw_only=True)
-class RetrievalSettings(EvaluateSettings):
+class RetrievalSettings(ProbeSettings):
     """Nearest training examples of every test example: R@1, R@5 and R@10, beside the untrained encoder and chance."""
 
-    @property
-    def name(self) -> str:
-        return "retrieval" if self.labels == "data" else f"retrieval ({self.labels})"
+    evaluation = "retrieval"
 
     def check(self) -> None:
         super().check()
         if self.shuffle_labels:
             raise UserError("--shuffle-labels trains a probe on shuffled labels, and retrieval trains none: leave it.")
 
-    def run(self) -> dict[str, Any]:
-        return run_retrieval(self)
+    def run(self) -> Figures:
+        return run(self, retrieve, print_recalls)
 
 
 @torch.no_grad()
@@ -78,115 +73,52 @@ def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
     return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(np.maximum(n - k, 0) + 1.0)
 
 
-def run_retrieval(settings: RetrievalSettings) -> dict[str, Any]:
-    """Evaluate as the command line does: load, compute, print the table, write the JSON file; returns its content."""
-    settings.check()
-    check_file(settings.out)
-    encoder = Encoder.from_pretrained(settings.encoder)
-    with show_progress(Console(stderr=True)) as progress:
-        source = open_source(settings.data, kind_for(settings.data, encoder.spec), progress=progress)
-    result = retrieve(encoder, source, settings)
-    write_result(settings.out, result)
-    print_recalls(result)
-    print(f"All figures: {settings.out}")
-    return result
-
-
-def retrieve(encoder: Encoder, source: Source, settings: RetrievalSettings) -> dict[str, Any]:
-    """All figures, in the form of every evaluation. Raises UserError where the data have no labels or too few files."""
-    settings.check()
-    begin = time.monotonic()
-    task, views = task_for(settings, source, encoder.spec)
-    seeds = range(settings.seed, settings.seed + settings.seeds)
-    trained, *twins = extract_all(
-        [encoder, *(untrained(encoder, seed) for seed in seeds)],
-        source,
-        np.concatenate([task.train, task.test]),
-        views=views,
-        classes=task.classes if settings.labels != "data" else None,
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        device=pick_device(settings.device),
-        seed=settings.seed,
-        cache=features_cache() if settings.cache else None,
-    )
-    search = Search(task, settings, trained)
-    found = search(trained)
-    others = [
-        {"seed": seed, **search.figures(twin), "difference": search.gain(found, twin)}
-        for seed, twin in zip(seeds, map(search, twins), strict=True)
-    ]
-    first = dict(others[0])
-    gain_over_first = first.pop("difference")
+def retrieve(encoders: list[Encoder], source: Source, settings: RetrievalSettings) -> Figures:
+    """The encoder, its untrained twins and chance. Raises UserError where the data have no labels or too few files."""
+    task, views = task_for(settings, source, encoders[0].spec)
+    features = pooled_features(encoders, source, task, views, settings)
+    search = Search(Examples.of(features[0], task), settings)
+    known, truth = search.examples.known, search.examples.truth
+    counts, skipped = (len(known), len(truth)), features[0].skipped
     return {
-        "evaluation": settings.name,
-        "settings": settings_of(settings),
-        "encoder": describe(encoder, settings.encoder),
-        "data": data_of(
-            settings.data,
-            settings.labels,
-            source,
-            task,
-            views,
-            examples=(len(search.known), len(search.truth)),
-            skipped=trained.skipped,
-        ),
-        "trained": search.figures(found),
-        "untrained": first,
-        "difference": gain_over_first,
-        "further_untrained": others[1:],
-        "chance": {
-            name: chance_of_hit(search.known, search.truth, rank) for name, rank in zip(NAMES, RANKS, strict=True)
-        },
-        "versions": versions(),
-        "device": str(pick_device(settings.device)),
-        "seconds": round(time.monotonic() - begin, 3),
+        "data": data_of(settings.data, settings.labels, source, task, views, examples=counts, skipped=skipped),
+        **beside([search(one) for one in features], search.figures, search.gain, settings.seed),
+        "chance": {name: chance_of_hit(known, truth, rank) for name, rank in zip(NAMES, RANKS, strict=True)},
     }
 
 
 class Search:
-    """Test examples among the training examples, alike for every encoder.
+    """Test examples among the training examples, alike for every encoder."""
 
-    Raises:
-        UserError: when no file of one side could be read.
-    """
-
-    def __init__(self, task: Task, settings: RetrievalSettings, features: Features) -> None:
-        self.task, self.settings = task, settings
-        train, test = features.at(task.train), features.at(task.test)
-        self.known, self.truth = encode(train.labels, task.classes), encode(test.labels, task.classes)
-        self.groups = test.rows
-        if not len(self.known) or not len(self.truth):
-            raise UserError("No training file, or no test file, could be read: run `mmssl index` on the data.")
+    def __init__(self, examples: Examples, settings: RetrievalSettings) -> None:
+        self.examples, self.settings = examples, settings
 
     def __call__(self, features: Features) -> np.ndarray:
         """Classes of the nearest training examples, int64 [Q,10]."""
-        device = pick_device(self.settings.device)
-        bank, queries = (torch.from_numpy(features.at(side).x).to(device) for side in (self.task.train, self.task.test))
-        return self.known[nearest(bank, queries, RANKS[-1]).cpu().numpy()]
+        task, device = self.examples.task, pick_device(self.settings.device)
+        bank, queries = (torch.from_numpy(features.at(side).x).to(device) for side in (task.train, task.test))
+        return self.examples.known[nearest(bank, queries, RANKS[-1]).cpu().numpy()]
 
     def hits(self, found: np.ndarray, rank: int) -> np.ndarray:
         """int64 [Q]: 1 where one of the first `rank` is of the right class."""
-        return (found[:, :rank] == self.truth[:, None]).any(1).astype(np.int64)
+        return (found[:, :rank] == self.examples.truth[:, None]).any(1).astype(np.int64)
 
     def figures(self, found: np.ndarray) -> dict[str, Any]:
-        classes, seed = self.task.classes, self.settings.seed
-        figures: dict[str, Any] = {"n": len(self.truth)}
+        truth, groups, seed = self.examples.truth, self.examples.groups, self.settings.seed
+        figures: dict[str, Any] = {"n": len(truth)}
         for name, rank in zip(NAMES, RANKS, strict=True):
             hits = self.hits(found, rank)
-            share = score(np.ones_like(hits), hits, ("missed", "hit"), self.groups, seed)
+            share = score(np.ones_like(hits), hits, ("missed", "hit"), groups, seed)
             figures |= {name: share.top1, f"{name}_interval": share.top1_interval}
         # By class: recall is R@1, precision that of naming the nearest one's class.
-        figures["per_class"] = dataclasses.asdict(score(self.truth, found[:, 0], classes, self.groups, seed))[
-            "per_class"
-        ]
-        return figures
+        named = score(truth, found[:, 0], self.examples.task.classes, groups, seed)
+        return figures | {"per_class": dataclasses.asdict(named)["per_class"]}
 
     def gain(self, found: np.ndarray, twin: np.ndarray) -> dict[str, Any]:
         gains: dict[str, Any] = {}
         for name, rank in zip(NAMES, RANKS, strict=True):
             ours, theirs = self.hits(found, rank), self.hits(twin, rank)
-            gain = difference(np.ones_like(ours), ours, theirs, self.groups, self.settings.seed)
+            gain = difference(np.ones_like(ours), ours, theirs, self.examples.groups, self.settings.seed)
             gains |= {name: gain.top1, f"{name}_interval": gain.top1_interval}
         return gains
 

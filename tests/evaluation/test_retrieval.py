@@ -13,9 +13,9 @@ from mmssl.adapters.specs import ImageSpec
 from mmssl.data.sources import open_source
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
-from mmssl.evaluation.command import EmbedSettings, run_embed
+from mmssl.evaluation.embed import EmbedSettings, run_embed
 from mmssl.evaluation.labels import file_labels
-from mmssl.evaluation.retrieval import RetrievalSettings, chance_of_hit, nearest, run_retrieval
+from mmssl.evaluation.retrieval import RetrievalSettings, chance_of_hit, nearest
 from mmssl.report.reading import read_evaluations
 from tests.evaluation.standins import write_stripes
 
@@ -46,7 +46,7 @@ def test_recalls_equal_numpy_on_the_written_embeddings(tmp_path, monkeypatch, ca
     made = ViT(ImagePatches(ImageSpec(size=32, patch=8), 32), ViTSettings(width=32, depth=2, heads=2))
     made.save_pretrained(tmp_path / "encoder")
     given: dict[str, Any] = {"encoder": str(tmp_path / "encoder"), "data": str(pictures), "workers": 0}
-    result = run_retrieval(RetrievalSettings(**given, out=tmp_path / "run/retrieval.json", seeds=2))
+    result = RetrievalSettings(**given, out=tmp_path / "run/retrieval.json", seeds=2).run()
     said = capsys.readouterr().out
     assert "R@10" in said
     assert "untrained (seed 1)" in said
@@ -74,4 +74,4 @@ def test_recalls_equal_numpy_on_the_written_embeddings(tmp_path, monkeypatch, ca
 def test_shuffled_labels_make_no_sense_here(tmp_path):
     settings = RetrievalSettings(encoder="e", data="d", out=tmp_path / "r.json", shuffle_labels=True)
     with pytest.raises(UserError, match="retrieval trains none"):
-        run_retrieval(settings)
+        settings.run()
