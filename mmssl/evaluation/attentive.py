@@ -7,7 +7,6 @@ Here they are chosen on a part of the training files, never on the test.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import sys
@@ -19,32 +18,30 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 
 from mmssl.adapters.specs import WaveformSpec
-from mmssl.data.indexing import show_progress
-from mmssl.data.sources import Source, open_source
+from mmssl.data.sources import Source
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
 from mmssl.evaluation.attentive_heads import State, logits_of, new_heads, samples_at_once, train_heads
-from mmssl.evaluation.command import Answer, EvaluateSettings, Probing, compare, task_for
-from mmssl.evaluation.features import features_cache
+from mmssl.evaluation.frame import Figures, run
 from mmssl.evaluation.labels import Task, held_out
-from mmssl.evaluation.linear import Trial
+from mmssl.evaluation.linear import Trial, check_grid, tried
+from mmssl.evaluation.probing import Answer, Examples, ProbeSettings, compare, task_for
 from mmssl.evaluation.reading import Files
-from mmssl.evaluation.results import check_file, data_of, encode, settings_of, versions, write_result
-from mmssl.evaluation.subject import describe, pick_device, untrained
-from mmssl.evaluation.table import print_table
+from mmssl.evaluation.results import encode
+from mmssl.evaluation.subject import pick_device
 from mmssl.evaluation.tokens import Tokens, collect_tokens
-from mmssl.evaluation.views import kind_for
 
 LEAST_STEPS = 500
 
 
 @dataclass(kw_only=True)
-class AttentiveSettings(EvaluateSettings):
+class AttentiveSettings(ProbeSettings):
     """An attentive probe on frozen tokens; rate and decay are chosen on a fifth of the training files."""
+
+    evaluation = "attentive"
 
     rates: tuple[float, ...] = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
     """Learning rates to choose from (V-JEPA 2's)."""
@@ -59,101 +56,53 @@ class AttentiveSettings(EvaluateSettings):
     token_gib: float = 50.0
     """Most disk for tokens in fp16, in GiB; beyond it, they are computed anew in every epoch."""
 
-    @property
-    def name(self) -> str:
-        return "attentive" if self.labels == "data" else f"attentive ({self.labels})"
-
     def check(self) -> None:
         super().check()
-        if not self.rates or not self.decays or min(self.rates) <= 0 or min(self.decays) < 0:
-            raise UserError("--rates needs one or more values above 0, and --decays one or more of 0 or above.")
+        check_grid(self.rates, self.decays)
         if min(self.epochs, self.probe_batch_size, self.heads) < 1 or self.token_gib < 0:
             raise UserError("--epochs, --probe-batch-size and --heads are 1 or more, --token-gib 0 or more.")
 
-    def run(self) -> dict[str, Any]:
-        return run_attentive(self)
+    def run(self) -> Figures:
+        return run(self, attentive)
 
 
-def run_attentive(settings: AttentiveSettings) -> dict[str, Any]:
-    """Evaluate as the command line does: load, compute, print the table, write the JSON file; returns its content."""
-    settings.check()
-    check_file(settings.out)
-    encoder = Encoder.from_pretrained(settings.encoder)
-    with show_progress(Console(stderr=True)) as progress:
-        source = open_source(settings.data, kind_for(settings.data, encoder.spec), progress=progress)
-    result = attentive(encoder, source, settings)
-    write_result(settings.out, result)
-    print_table(result)
-    print(f"All figures: {settings.out}")
-    return result
-
-
-def attentive(encoder: Encoder, source: Source, settings: AttentiveSettings) -> dict[str, Any]:
-    """All figures: the encoder, its untrained twins and chance, on the same files.
+def attentive(encoders: list[Encoder], source: Source, settings: AttentiveSettings) -> Figures:
+    """The encoder, its untrained twins and chance, on the same files.
 
     Raises:
         UserError: no labels, too few classes or files, files that cannot be read, or an encoder of waveforms.
     """
-    settings.check()
-    if isinstance(encoder.spec, WaveformSpec):
+    spec = encoders[0].spec
+    if isinstance(spec, WaveformSpec):
         raise UserError(
             "An attentive probe takes equally many tokens of every file, and a speech encoder gives as many as the "
             "recording is long: use `mmssl evaluate linear`."
         )
-    begin = time.monotonic()
-    task, views = task_for(settings, source, encoder.spec)
-    twins = [untrained(encoder, seed) for seed in range(settings.seed, settings.seed + settings.seeds)]
-    found, *others = collect_tokens(
-        [encoder, *twins],
-        Files(source, views, np.concatenate([task.train, task.test]), settings.seed),
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        device=pick_device(settings.device),
-        cache=features_cache() if settings.cache else None,
-        limit=settings.token_gib * 2**30,
-    )
-    probe = AttentiveProbing(task, settings, source, found)
-    return {
-        "evaluation": settings.name,
-        "settings": settings_of(settings),
-        "encoder": describe(encoder, settings.encoder),
-        "data": data_of(
-            settings.data,
-            settings.labels,
-            source,
-            task,
-            views,
-            examples=(len(probe.known), len(probe.truth)),
-            skipped=found.skipped,
-        )
-        | {"tokens": list(found.shape), "tokens_kept": found.stored is not None},
-        **compare(probe, found, others, settings),
-        "versions": versions(),
-        "device": str(pick_device(settings.device)),
-        "seconds": round(time.monotonic() - begin, 3),
-    }
+    task, views = task_for(settings, source, spec)
+    files = Files(source, views, np.concatenate([task.train, task.test]), settings.seed)
+    found = collect_tokens(encoders, files, limit=settings.token_gib * 2**30, **settings.reading())
+    probe = AttentiveProbe(task, settings, source, found[0])
+    figures = compare(probe, found, settings, source, views, probe.examples, found[0].skipped)
+    figures["data"] |= {"tokens": list(found[0].shape), "tokens_kept": found[0].stored is not None}
+    return figures
 
 
-class AttentiveProbing(Probing):
+class AttentiveProbe:
     """Attentive probes, trained and scored alike for every encoder. The clips of a file with a label of its own are
     examples of it in training; in testing their logits are averaged."""
 
-    settings: AttentiveSettings  # type: ignore[assignment]
-
     def __init__(self, task: Task, settings: AttentiveSettings, source: Source, tokens: Tokens) -> None:
-        self.task, self.settings = task, settings  # type: ignore[assignment]
+        self.task, self.settings = task, settings
         self.by_file = settings.labels == "data"
         if self.by_file:
             named = {int(row): source.label(int(row)) for row in np.unique(tokens.rows)}
             self.labels = encode([named[int(row)] for row in tokens.rows], task.classes)
         else:
             self.labels = tokens.classes
-        train, test = (self.examples(tokens, side) for side in (task.train, task.test))
-        self.known, self.truth, self.groups = self.labels[train], self.labels[test], tokens.rows[test]
-        if not len(self.known) or not len(self.truth):
-            raise UserError("No training file, or no test file, could be read: run `mmssl index` on the data.")
+        train, test = (self.counted(tokens, side) for side in (task.train, task.test))
+        self.examples = Examples(task, self.labels[train], self.labels[test], tokens.rows[test])
 
-    def examples(self, tokens: Tokens, files: np.ndarray) -> np.ndarray:
+    def counted(self, tokens: Tokens, files: np.ndarray) -> np.ndarray:
         """Numbers of the examples that count: one a file where the label is the file's."""
         numbers = tokens.numbers(files)
         if self.by_file:
@@ -164,7 +113,7 @@ class AttentiveProbing(Probing):
         settings, tokens, task = self.settings, features, self.task
         labels = self.labels if shuffle is None else self.shuffled(tokens, shuffle)
         train = task.train[np.isin(task.train, tokens.rows)]
-        strata = labels[self.examples(tokens, train)] if self.by_file else np.zeros(len(train), np.int64)
+        strata = labels[self.counted(tokens, train)] if self.by_file else np.zeros(len(train), np.int64)
         held = held_out(train.tolist(), strata, share=0.2, seed=settings.seed)
         if not held.any() or held.all():
             raise UserError(
@@ -183,10 +132,7 @@ class AttentiveProbing(Probing):
         best = max(trials, key=lambda t: (math.isfinite(t.validation_loss), t.validation_top1, -t.validation_loss))
         heads = self.train(tokens, train, target, [(best.rate, best.decay)], "probe")
         logits, _ = self.test(heads, tokens, task.test[np.isin(task.test, tokens.rows)], target)
-        tried = [dataclasses.asdict(trial) for trial in trials]
-        for trial in tried:  # JSON has no infinity
-            trial["validation_loss"] = trial["validation_loss"] if np.isfinite(trial["validation_loss"]) else None
-        details = {"rate": best.rate, "decay": best.decay, "heads": self.attention(tokens), "validation": tried}
+        details = {"rate": best.rate, "decay": best.decay, "heads": self.attention(tokens), "validation": tried(trials)}
         return Answer(logits[:, 0].argmax(1).numpy(), details)
 
     def attention(self, tokens: Tokens) -> int:

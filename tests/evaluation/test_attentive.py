@@ -19,8 +19,9 @@ from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
 from mmssl.evaluation import tokens as tokens_module
-from mmssl.evaluation.attentive import AttentiveProbing, AttentiveSettings, attentive, run_attentive
+from mmssl.evaluation.attentive import AttentiveProbe, AttentiveSettings, attentive
 from mmssl.evaluation.attentive_heads import gradients_of, logits_of, new_heads, train_heads
+from mmssl.evaluation.frame import with_twins
 from mmssl.evaluation.labels import file_labels
 from mmssl.evaluation.linear import linear_probe
 from mmssl.evaluation.reading import Files
@@ -172,9 +173,9 @@ def test_one_token_carries_the_class_and_a_mean_does_not(tmp_path, monkeypatch):
     assert found.stored is not None
     assert found.shape == (16, 32)
     given = settings(tmp_path, rates=(1e-3, 5e-3), epochs=1)
-    probe = AttentiveProbing(task, given, source, found)
+    probe = AttentiveProbe(task, given, source, found)
     answer = probe(found)
-    assert (answer.predicted == probe.truth).mean() == 1.0
+    assert (answer.predicted == probe.examples.truth).mean() == 1.0
     assert answer.details["heads"] == 16
     assert {(trial["rate"], trial["decay"]) for trial in answer.details["validation"]} == {
         (rate, decay) for rate in (1e-3, 5e-3) for decay in (0.01, 0.1)
@@ -205,13 +206,13 @@ def test_kept_and_fresh_tokens_give_one_result(kind, tmp_path, monkeypatch, caps
         encoder = ConvEncoder(ImagePixels(ImageSpec(size=16)), "resnet18", "cifar")
     encoder.save_pretrained(tmp_path / "encoder")
     grid = {"epochs": 1, "rates": (1e-3,), "decays": (0.1,), "batch_size": 5}
-    first = run_attentive(settings(tmp_path, **grid, shuffle_labels=kind == "vit"))
+    first = settings(tmp_path, **grid, shuffle_labels=kind == "vit").run()
     assert first["data"]["tokens"] == ([5, 16] if kind == "vit" else [4, 512])
     assert first["data"]["tokens_kept"]
     with monkeypatch.context() as patch:
         patch.setattr(tokens_module, "_compute", lambda *_: pytest.fail("tokens were kept and computed again"))
-        again = run_attentive(settings(tmp_path, **grid))
-    fresh = run_attentive(settings(tmp_path, **grid, cache=False, token_gib=0.0))
+        again = settings(tmp_path, **grid).run()
+    fresh = settings(tmp_path, **grid, cache=False, token_gib=0.0).run()
     assert not fresh["data"]["tokens_kept"]
     for other in (again, fresh):
         assert other["trained"]["per_class"] == first["trained"]["per_class"]
@@ -237,7 +238,7 @@ def test_files_that_went_bad_are_left_out_and_named(kept, tmp_path, monkeypatch)
     torch.manual_seed(0)
     encoder = ViT(ImagePatches(ImageSpec(size=16, patch=8), 16), ViTSettings(width=16, depth=1, heads=2))
     given = settings(tmp_path, epochs=1, rates=(1e-3,), decays=(0.1,), token_gib=1.0 if kept else 0.0)
-    result = attentive(encoder, source, given)
+    result = attentive(with_twins(encoder, 0, 1), source, given)
     assert {entry["id"] for entry in result["data"]["skipped"]} == set(gone)
     assert result["data"]["examples"] == {"train": 15, "test": 3}
     assert result["data"]["tokens_kept"] == kept
@@ -257,4 +258,4 @@ def test_tokens_are_prefix_patches_or_places():
 
 def test_settings_that_make_no_probe_are_refused(tmp_path):
     with pytest.raises(UserError, match="--rates needs one or more"):
-        run_attentive(settings(tmp_path, rates=()))
+        settings(tmp_path, rates=()).run()
