@@ -6,8 +6,6 @@ recordings (of speakers, where the labels are speakers), images or clips; with -
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,32 +13,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
-from mmssl.data.indexing import show_progress
-from mmssl.data.sources import Source, open_source
+from mmssl.data.sources import Source
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
-from mmssl.evaluation.command import Answer, EvaluateSettings, Probing, compare
-from mmssl.evaluation.features import features_cache
+from mmssl.evaluation.frame import Figures, run
 from mmssl.evaluation.labels import Task, file_labels, split_rows
 from mmssl.evaluation.layer_chart import layer_chart
 from mmssl.evaluation.layer_heads import layer_probe
 from mmssl.evaluation.layer_states import Frames, LayerStates, collect_states
+from mmssl.evaluation.linear import tried
 from mmssl.evaluation.metrics import balanced_accuracy
+from mmssl.evaluation.probing import Answer, Examples, ProbeSettings, compare
 from mmssl.evaluation.reading import Files
-from mmssl.evaluation.results import check_file, data_of, encode, settings_of, versions, write_result
-from mmssl.evaluation.subject import describe, pick_device, untrained
+from mmssl.evaluation.results import encode
+from mmssl.evaluation.subject import pick_device
 from mmssl.evaluation.table import print_table
-from mmssl.evaluation.views import evaluation_views, kind_for
+from mmssl.evaluation.views import evaluation_views
 from mmssl.files import writing
 from mmssl.targets.units import Units
 
 
 @dataclass(kw_only=True)
-class LayersSettings(EvaluateSettings):
+class LayersSettings(ProbeSettings):
     """SUPERB's probe: a softmax-weighted sum of all layers and a linear head, and each layer by itself, with a picture;
     only the learning rate is chosen, on a fifth of the training files."""
+
+    evaluation = "layers"
 
     rates: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
     """Learning rates to choose from (the range that SUPERB allows)."""
@@ -70,19 +69,32 @@ class LayersSettings(EvaluateSettings):
         if min(self.epochs, self.probe_batch_size, self.frames) < 1:
             raise UserError("--epochs, --probe-batch-size and --frames are 1 or more.")
 
-    def run(self) -> dict[str, Any]:
-        return run_layers(self)
+    def run(self) -> Figures:
+        return run(self, evaluate, lambda result: show(result, self))
 
 
-def run_layers(settings: LayersSettings) -> dict[str, Any]:
-    """Evaluate as the command line does: load, compute, print the table, write the files; returns all figures."""
-    settings.check()
-    check_file(settings.out)
-    encoder = Encoder.from_pretrained(settings.encoder)
-    with show_progress(Console(stderr=True)) as progress:
-        source = open_source(settings.data, kind_for(settings.data, encoder.spec), progress=progress)
-    result = evaluate_layers(encoder, source, settings)
-    write_result(settings.out, result)
+def evaluate(encoders: list[Encoder], source: Source, settings: LayersSettings) -> Figures:
+    """The encoder, its untrained twins and chance, on the same files; figures of the weighted sum under the usual keys,
+    of each layer under 'layers'.
+
+    Raises:
+        UserError: no labels, too few classes or files, files that cannot be read, or an encoder whose layers have
+            different widths.
+    """
+    units = None if settings.units is None else Units.open(settings.units)
+    task = file_labels(source, settings.seed) if units is None else unit_task(source, units, settings.seed)
+    views = evaluation_views(encoders[0].spec)
+    files = Files(source, views, np.concatenate([task.train, task.test]), settings.seed)
+    frames = None if units is None else Frames(units, settings.frames)
+    found = collect_states(encoders, files, frames=frames, **settings.reading())
+    probe = LayerProbe(task, settings, source, found[0])
+    layers = probe.each(found) if settings.each else None
+    figures = compare(probe, found, settings, source, views, probe.examples, found[0].skipped)
+    return figures | {"layers": layers}
+
+
+def show(result: Figures, settings: LayersSettings) -> None:
+    """The table, and the picture of all layers as a file."""
     print_table(result)
     if settings.each:
         picture = settings.picture or settings.out.with_suffix(".svg")
@@ -90,47 +102,6 @@ def run_layers(settings: LayersSettings) -> dict[str, Any]:
             picture.parent.mkdir(parents=True, exist_ok=True)
             picture.write_text(chart_of(result), encoding="utf-8")
         print(f"Layer by layer: {picture}")
-    print(f"All figures: {settings.out}")
-    return result
-
-
-def evaluate_layers(encoder: Encoder, source: Source, settings: LayersSettings) -> dict[str, Any]:
-    """All figures: the encoder, its untrained twins and chance, on the same files; of the weighted sum under the usual
-    keys, of each layer under 'layers'.
-
-    Raises:
-        UserError: no labels, too few classes or files, files that cannot be read, or an encoder whose layers have
-            different widths.
-    """
-    settings.check()
-    begin = time.monotonic()
-    units = None if settings.units is None else Units.open(settings.units)
-    task = file_labels(source, settings.seed) if units is None else unit_task(source, units, settings.seed)
-    views = evaluation_views(encoder.spec)
-    twins = [untrained(encoder, seed) for seed in range(settings.seed, settings.seed + settings.seeds)]
-    found, *others = collect_states(
-        [encoder, *twins],
-        Files(source, views, np.concatenate([task.train, task.test]), settings.seed),
-        frames=None if units is None else Frames(units, settings.frames),
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        device=pick_device(settings.device),
-        cache=features_cache() if settings.cache else None,
-    )
-    probe = LayerProbing(task, settings, source, found)
-    counts = (len(probe.known), len(probe.truth))
-    layers = probe.each([found, *others]) if settings.each else None
-    return {
-        "evaluation": settings.name,
-        "settings": settings_of(settings),
-        "encoder": describe(encoder, settings.encoder),
-        "data": data_of(settings.data, settings.labels, source, task, views, examples=counts, skipped=found.skipped),
-        **compare(probe, found, others, settings),
-        "layers": layers,
-        "versions": versions(),
-        "device": str(pick_device(settings.device)),
-        "seconds": round(time.monotonic() - begin, 3),
-    }
 
 
 def unit_task(source: Source, units: Units, seed: int) -> Task:
@@ -142,20 +113,16 @@ def unit_task(source: Source, units: Units, seed: int) -> Task:
     return Task(tuple(str(code) for code in range(units.codes)), train, test, {}, split)
 
 
-class LayerProbing(Probing):
+class LayerProbe:
     """Probes of layers, trained and scored alike for every encoder."""
 
-    settings: LayersSettings  # type: ignore[assignment]
-
     def __init__(self, task: Task, settings: LayersSettings, source: Source, states: LayerStates) -> None:
-        self.task, self.settings = task, settings  # type: ignore[assignment]
+        self.settings = settings
         labels = states.codes
         if settings.units is None:
             labels = encode([source.label(int(row)) for row in states.rows], task.classes)
         self.train, self.test = (np.flatnonzero(np.isin(states.rows, side)) for side in (task.train, task.test))
-        self.known, self.truth, self.groups = labels[self.train], labels[self.test], states.rows[self.test]
-        if not len(self.known) or not len(self.truth):
-            raise UserError("No training file, or no test file, could be read: run `mmssl index` on the data.")
+        self.examples = Examples(task, labels[self.train], labels[self.test], states.rows[self.test])
 
     def __call__(self, features: Any, shuffle: int | None = None) -> Answer:
         return self.probe(features, slice(None), shuffle)
@@ -163,11 +130,10 @@ class LayerProbing(Probing):
     def probe(self, states: LayerStates, layers: slice, shuffle: int | None = None) -> Answer:
         """A probe on the weighted sum of some layers."""
         settings, device = self.settings, pick_device(self.settings.device)
-        labels = self.known if shuffle is None else np.random.default_rng(shuffle).permutation(self.known)
         head = layer_probe(
             torch.from_numpy(states.x[self.train][:, layers]).to(device),
-            torch.from_numpy(labels).to(device),
-            classes=len(self.task.classes),
+            torch.from_numpy(self.examples.labels(shuffle)).to(device),
+            classes=len(self.examples.task.classes),
             groups=states.rows[self.train],
             rates=settings.rates,
             epochs=settings.epochs,
@@ -175,14 +141,12 @@ class LayerProbing(Probing):
             seed=settings.seed,
         )
         predicted = head.predict(torch.from_numpy(states.x[self.test][:, layers]).to(device)).cpu().numpy()
-        trials = [dataclasses.asdict(trial) for trial in head.trials]
-        for trial in trials:  # JSON has no infinity
-            trial["validation_loss"] = trial["validation_loss"] if np.isfinite(trial["validation_loss"]) else None
-        return Answer(predicted, {"rate": head.rate, "layer_shares": head.mix.tolist(), "validation": trials})
+        shares = head.mix.tolist()
+        return Answer(predicted, {"rate": head.rate, "layer_shares": shares, "validation": tried(head.trials)})
 
     def each(self, encoders: Sequence[LayerStates]) -> dict[str, list[list[dict[str, Any]]]]:
         """Figures of every layer by itself: of the encoder, and of each untrained twin."""
-        found = []
+        found, truth = [], self.examples.truth
         for states in encoders:
             rows = []
             for layer in range(states.x.shape[1]):
@@ -190,8 +154,8 @@ class LayerProbing(Probing):
                 rows.append(
                     {
                         "layer": layer,
-                        "top1": float((answer.predicted == self.truth).mean()),
-                        "balanced": balanced_accuracy(self.truth, answer.predicted),
+                        "top1": float((answer.predicted == truth).mean()),
+                        "balanced": balanced_accuracy(truth, answer.predicted),
                         "rate": answer.details["rate"],
                     }
                 )
