@@ -6,38 +6,34 @@ logits of all its non-overlapping windows.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 
 from mmssl.adapters.specs import AudioSpec, SoundSpec
 from mmssl.data.audio import read_audio
-from mmssl.data.indexing import show_progress
 from mmssl.data.media import Media, UnreadableMedia
-from mmssl.data.sources import Source, open_source
+from mmssl.data.sources import Source
 from mmssl.data.views import AudioViews, Sample, Views
 from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.errors import UserError
-from mmssl.evaluation.command import Answer, LinearSettings, Probing, compare
-from mmssl.evaluation.features import Features, extract_all, features_cache
-from mmssl.evaluation.labels import file_labels
-from mmssl.evaluation.linear import linear_probe
-from mmssl.evaluation.results import check_file, data_of, encode, settings_of, versions, write_result
-from mmssl.evaluation.subject import describe, pick_device, untrained
-from mmssl.evaluation.table import print_table
-from mmssl.evaluation.views import kind_for
+from mmssl.evaluation.features import Features, extract_all
+from mmssl.evaluation.frame import Figures, open_media, run
+from mmssl.evaluation.labels import Task, file_labels
+from mmssl.evaluation.linear import LinearSettings, fit
+from mmssl.evaluation.probing import Answer, Examples, compare
+from mmssl.evaluation.results import encode
+from mmssl.evaluation.subject import pick_device
 
 
 @dataclass(kw_only=True)
 class WindowsSettings(LinearSettings):
     """A linear probe on random windows of recordings; a test recording gets the mean logits of all its windows."""
+
+    evaluation = "windows"
 
     draws: int = 10
     """Random windows of a training recording. (The official code draws one anew in each of 100 epochs.)"""
@@ -46,10 +42,6 @@ class WindowsSettings(LinearSettings):
     test_seconds: float | None = None
     """Length and distance of the windows of a test recording; as in training if not given, but the frames x 10 ms of a
     convolutional net with COLA's front end (0.98 s, which hold 96 whole frames, as in the official code)."""
-
-    @property
-    def name(self) -> str:
-        return "windows"
 
     def check(self) -> None:
         super().check()
@@ -60,68 +52,35 @@ class WindowsSettings(LinearSettings):
         if self.draws < 1 or min(self.seconds or 1.0, self.test_seconds or 1.0) <= 0:
             raise UserError("--draws is 1 or more, --seconds and --test-seconds are above 0.")
 
-    def run(self) -> dict[str, Any]:
-        return run_windows(self)
+    def run(self) -> Figures:
+        return run(self, evaluate, data=recordings)
 
 
-def run_windows(settings: WindowsSettings) -> dict[str, Any]:
-    """Evaluate as the command line does: load, compute, print the table, write the JSON file; returns its content."""
-    settings.check()
-    check_file(settings.out)
-    encoder = Encoder.from_pretrained(settings.encoder)
+def recordings(settings: WindowsSettings, encoder: Encoder) -> Source:
     if encoder.spec.modality != "audio":
         raise UserError(f"Windows are cut from recordings, and this encoder takes {encoder.spec.modality}.")
-    with show_progress(Console(stderr=True)) as progress:
-        source = open_source(settings.data, kind_for(settings.data, encoder.spec), progress=progress)
-    result = evaluate_windows(encoder, source, settings)
-    write_result(settings.out, result)
-    print_table(result)
-    print(f"All figures: {settings.out}")
-    return result
+    return open_media(settings.data, "audio")
 
 
-def evaluate_windows(encoder: Encoder, source: Source, settings: WindowsSettings) -> dict[str, Any]:
-    """All figures: the encoder, its untrained twins and chance, on the same windows.
+def evaluate(encoders: list[Encoder], source: Source, settings: WindowsSettings) -> Figures:
+    """The encoder, its untrained twins and chance, on the same windows.
 
     Raises:
         UserError: no labels, too few classes or files, or files that cannot be read.
     """
-    settings.check()
-    begin = time.monotonic()
     task = file_labels(source, settings.seed)
-    fit, test = window_views(encoder, settings)
-    twins = [untrained(encoder, seed) for seed in range(settings.seed, settings.seed + settings.seeds)]
+    fit_views, test_views = window_views(encoders[0], settings)
 
     def features(rows: np.ndarray, views: Views) -> list[Features]:
-        return extract_all(
-            [encoder, *twins],
-            source,
-            rows,
-            views=views,
-            each=True,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            device=pick_device(settings.device),
-            seed=settings.seed,
-            cache=features_cache() if settings.cache else None,
-            title="windows",
-        )
+        how = settings.reading()
+        return extract_all(encoders, source, rows, views=views, each=True, seed=settings.seed, title="windows", **how)
 
-    sides = list(zip(features(task.train, fit), features(task.test, test), strict=True))
-    probe = WindowProbing(task, settings, sides[0])
+    sides = list(zip(features(task.train, fit_views), features(task.test, test_views), strict=True))
+    probe = WindowProbe(task, settings, sides[0])
     skipped = [entry for side in sides[0] for entry in side.skipped]
-    counts = (len(probe.known), len(probe.truth))
-    about = data_of(settings.data, settings.labels, source, task, test, examples=counts, skipped=skipped)
-    return {
-        "evaluation": settings.name,
-        "settings": settings_of(settings),
-        "encoder": describe(encoder, settings.encoder),
-        "data": about | {"training_views": repr(fit), "test_windows": len(sides[0][1].x)},
-        **compare(probe, sides[0], sides[1:], settings),
-        "versions": versions(),
-        "device": str(pick_device(settings.device)),
-        "seconds": round(time.monotonic() - begin, 3),
-    }
+    figures = compare(probe, sides, settings, source, test_views, probe.examples, skipped)
+    figures["data"] |= {"training_views": repr(fit_views), "test_windows": len(sides[0][1].x)}
+    return figures
 
 
 def window_views(encoder: Encoder, settings: WindowsSettings) -> tuple[Views, Views]:
@@ -163,40 +122,23 @@ class AllWindows(Views):
         return self
 
 
-class WindowProbing(Probing):
+class WindowProbe:
     """Probes trained on windows and scored on recordings. What it takes as features is (training, test) windows."""
 
-    def __init__(self, task: Any, settings: WindowsSettings, features: tuple[Features, Features]) -> None:
-        self.task, self.settings = task, settings
+    def __init__(self, task: Task, settings: WindowsSettings, features: tuple[Features, Features]) -> None:
+        self.settings = settings
         train, test = features
-        self.known = encode(train.labels, task.classes)
-        self.groups, first = np.unique(test.rows, return_index=True)
-        self.truth = encode(test.labels, task.classes)[first]
-        if not len(self.known) or not len(self.truth):
-            raise UserError("No training file, or no test file, could be read: run `mmssl index` on the data.")
+        groups, first = np.unique(test.rows, return_index=True)
+        known, truth = encode(train.labels, task.classes), encode(test.labels, task.classes)
+        self.examples = Examples(task, known, truth[first], groups)
 
-    def __call__(self, features: Any, shuffle: int | None = None) -> Answer:
+    def __call__(self, features: tuple[Features, Features], shuffle: int | None = None) -> Answer:
         train, test = features
-        settings, device = self.settings, pick_device(self.settings.device)
-        assert isinstance(settings, WindowsSettings)
-        labels = self.known if shuffle is None else shuffled_files(train.rows, self.known, shuffle)
-        head = linear_probe(
-            torch.from_numpy(train.x).to(device),
-            torch.from_numpy(labels).to(device),
-            classes=len(self.task.classes),
-            groups=train.rows,
-            rates=settings.rates,
-            decays=settings.decays,
-            epochs=settings.epochs,
-            batch=settings.probe_batch_size,
-            seed=settings.seed,
-        )
-        logits = head.logits(torch.from_numpy(test.x).to(device)).cpu().numpy()
-        trials = [dataclasses.asdict(trial) for trial in head.trials]
-        for trial in trials:  # JSON has no infinity
-            trial["validation_loss"] = trial["validation_loss"] if np.isfinite(trial["validation_loss"]) else None
-        predicted = mean_by_group(test.rows, logits).argmax(1)
-        return Answer(predicted, {"rate": head.rate, "decay": head.decay, "validation": trials})
+        device, known = pick_device(self.settings.device), self.examples.known
+        labels = known if shuffle is None else shuffled_files(train.rows, known, shuffle)
+        x, y, queries = (torch.from_numpy(part).to(device) for part in (train.x, labels, test.x))
+        head = fit(x, y, train.rows, len(self.examples.task.classes), self.settings)
+        return Answer(mean_by_group(test.rows, head.logits(queries).cpu().numpy()).argmax(1), head.chosen)
 
 
 def mean_by_group(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
