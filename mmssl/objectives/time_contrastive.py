@@ -15,6 +15,7 @@ from mmssl.encoders.headed import HeadedEncoder, HeadSettings, build_head
 from mmssl.errors import UserError
 from mmssl.objectives.base import Objective
 from mmssl.objectives.batch_norm import group_batch_norms
+from mmssl.objectives.windows import NO_TERMS
 from mmssl.types import Batch, ObjectiveOutput, Picture
 
 ROUNDING = 1e-3
@@ -228,7 +229,7 @@ class TimeContrastive(Objective):
         else:
             result = n_pairs(anchors, others, positive, negative, l2=self.l2)
         metrics = {"active": result.active, "accuracy": retrieval(anchors, others, positive, negative)}
-        return ObjectiveOutput(result.loss, result.count, metrics)
+        return ObjectiveOutput(result.loss, result.count.clamp_min(NO_TERMS), metrics)
 
     def _embed_all(self, batch: Batch) -> tuple[Tensor, Frames]:
         """Embeddings [B,v*n,D] of all frames of each sample, view after view, and what is known of them [B,v*n]."""

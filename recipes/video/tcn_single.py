@@ -21,7 +21,8 @@ from mmssl.data.cameras import WindowViews
 from mmssl.data.device_views import Photometric
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.encoders.headed import HeadSettings
-from mmssl.objectives.time_contrastive import TimeContrastive
+from mmssl.errors import UserError
+from mmssl.objectives.time_contrastive import ROUNDING, TimeContrastive
 from mmssl.training.recipe import Parts, main
 from mmssl.training.settings import Settings as Common
 
@@ -68,6 +69,13 @@ class Settings(Common):
 
 
 def build(settings: Settings) -> Parts:
+    span = (settings.frames - 1) * settings.interval
+    if settings.negatives == "sample" and span <= settings.far + ROUNDING:
+        raise UserError(
+            f"A window of {settings.frames} frames, {settings.interval:g} s apart, spans {span:g} s, and only frames "
+            f"more than {settings.far:g} s apart repel: raise --frames or --interval, lower --far, or take --negatives "
+            "batch."
+        )
     encoder = build_encoder(settings.input, settings.encoder, settings.init)
     objective = TimeContrastive(
         encoder,

@@ -4,6 +4,8 @@ paper      Misra et al. 2016, Shuffle and Learn: Unsupervised Learning using Tem
            arXiv:1603.08561; solver and network as in github.com/imisra/shuffle-tuple
 command    mmssl pretrain video/temporal_order --data DIR --out DIR
            small videos: --encoder.stem cifar --input.size 64 --window 9 --stride 1 --tau-max 4 --tau-min 1 --hidden 256
+           clips for frames: --frames 6 --stack differences --stride 1, or a ViT over clips: --frames 4 --encoder.arch
+           vit --encoder.prefix 0 --encoder.positions sincos1d (our extension)
 hardware   not stated
 published  fine-tuned, CaffeNet, UCF101 only: UCF101 50.2 %, HMDB51 18.1 % (means of three splits)
 ours       not at this scale; fish, minutes on a CPU: AUC .798 on other films (docs/results.md)
@@ -18,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmssl.adapters.specs import ImageSpec
+from mmssl.adapters.specs import ImageSpec, Stack, VideoSpec
 from mmssl.data.device_views import ChannelSplit, Photometric
 from mmssl.data.views import VideoViews
 from mmssl.encoders.build import EncoderSettings, build_encoder
@@ -29,13 +31,17 @@ from mmssl.training.settings import Settings as Common
 
 @dataclass(kw_only=True)
 class Settings(Common):
-    """Shuffle and Learn (Misra et al. 2016): tell frames in order from frames of which the middle one is out of place.
-    The encoder takes single frames."""
+    """Shuffle and Learn (Misra et al. 2016): tell frames in order from frames of which the middle one is out of
+    place."""
 
     input: ImageSpec = field(default_factory=ImageSpec)
     encoder: EncoderSettings = field(default_factory=lambda: EncoderSettings(arch="resnet18"))
+    frames: int = 1
+    """Of each of the three that are compared; above 1 they are clips, and the encoder takes clips."""
+    stack: Stack = "none"
+    """Of a clip: how its frames are stacked for a ResNet."""
     window: int = 19
-    """Frames from which tuples are drawn."""
+    """Frames (clips) from which tuples are drawn."""
     stride: int = 5
     """Frames of the file from one frame of the window to the next."""
     interval: float | None = None
@@ -77,10 +83,29 @@ class Settings(Common):
     betas: tuple[float, float] = (0.9, 0.999)
 
 
+def shown(settings: Settings) -> ImageSpec | VideoSpec:
+    """What the encoder takes."""
+    given = settings.input
+    if settings.frames == 1:
+        return given
+    return VideoSpec(
+        size=given.size,
+        frames=settings.frames,
+        stride=settings.stride,
+        patch=given.patch,
+        tubelet=1,
+        mean=given.mean,
+        std=given.std,
+        colour=given.colour,
+        stack=settings.stack,
+    )
+
+
 def build(settings: Settings) -> Parts:
-    encoder = build_encoder(settings.input, settings.encoder, settings.init)
+    encoder = build_encoder(shown(settings), settings.encoder, settings.init)
     spec = encoder.spec
-    assert isinstance(spec, ImageSpec)
+    assert isinstance(spec, ImageSpec | VideoSpec)
+    frames = spec.frames if isinstance(spec, VideoSpec) else 1
     objective = TemporalOrder(
         encoder,
         window=settings.window,
@@ -95,14 +120,14 @@ def build(settings: Settings) -> Parts:
     )
     views = VideoViews(
         size=spec.size,
-        frames=settings.window,
+        frames=settings.window * frames,
         stride=settings.stride,
         interval=settings.interval,
         names=objective.views,
         crop="random_resized",
         scale=settings.scale,
         flip=settings.flip,
-        needed=2 * settings.tau_min + 3,
+        needed=(2 * settings.tau_min + 3) * frames,
         motion=settings.motion,
     )
     device_views: list[DeviceView] = []

@@ -228,6 +228,13 @@ def test_every_parameter_takes_part() -> None:
         assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
 
 
+def test_where_no_other_instant_is_far_enough_a_step_weighs_nothing() -> None:
+    objective, batch = TimeContrastive(vit(), SMALL, gap=5.0), clips(2, 4, 16)
+    output = objective(batch)
+    assert output.loss.item() == 0
+    assert 0 < output.count.item() < 1e-5, "not 0/0 where a whole step is so"
+
+
 def test_training_aligns_two_views_of_one_scene() -> None:
     """Camera b shows what camera a shows, upside down and inverted: learning finds what they share."""
     torch.manual_seed(0)

@@ -1,5 +1,5 @@
-"""Both TCN recipes, as the command line runs them, on rendered dots that two cameras of other rates and beginnings
-film: they train, resume where they stopped, export the trunk as transformers loads it and the embedding as
+"""Both TCN recipes, as the command line runs them, on real footage that two cameras of other rates and beginnings
+show: they train, resume where they stopped, export the trunk as transformers loads it and the embedding as
 mmssl.Encoder does, and are evaluated; a camera that is missing ends in one sentence and takes nothing with it."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUN = ("--steps", "3", "--save-every", "1", "--probe-every", "2", "--batch-size"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cameras(tmp_path_factory.mktemp("dots"), splits=True)
+    return make_cameras(tmp_path_factory.mktemp("fish"), splits=True, real=True)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -81,6 +81,15 @@ def test_n_pairs_has_embeddings_of_any_length(data: Path, tmp_path: Path) -> Non
     embedding = Encoder.from_pretrained(tmp_path / "run/embedding")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert not torch.allclose(embedding(images).pooled.norm(dim=1), torch.ones(2), atol=1e-3)
+
+
+def test_a_window_in_which_nothing_repels_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        pretrain("video/tcn_single", data, tmp_path / "run", *RUN, "--far", "0.7")
+    assert ended.value.code == 2
+    assert "spans 0.7 s, and only frames more than 0.7 s apart repel" in capsys.readouterr().err
 
 
 def test_a_missing_camera_ends_in_one_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
