@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from typing import Any, Literal, Protocol
 import tyro
 
 from mmssl.errors import UserError
+from mmssl.files import writing
 
 USAGE = """usage: mmssl COMMAND ...
 
 commands:
   pretrain RECIPE --data DIR --out DIR   train an encoder on unlabelled media
   evaluate knn|linear|finetune|...       how good is an encoder, beside the untrained one and chance
+  report RUN                             write report.html anew, also of a killed run, or of several runs
   embed                                  write features with sample ids to parquet
   index DIR                              verify media once: what can be decoded, and what not
   targets kmeans --data DIR --out DIR    cluster features and write the units that HuBERT and its like predict
@@ -30,6 +33,8 @@ commands:
 
 class Evaluation(Protocol):
     """Settings of one evaluation, from the command line or from Python."""
+
+    out: Path
 
     def run(self) -> dict[str, Any]:
         """Evaluate, print the table, write the files that the settings name; returns all figures."""
@@ -49,6 +54,16 @@ class IndexSettings:
     """Processes that decode; one a core if not given."""
     timeout: float = 60.0
     """Seconds after which a file counts as hanging its decoder."""
+
+
+@dataclass
+class ReportSettings:
+    """Write report.html anew from what a run left, finished or not; several runs stand on one page together."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    out: Path | None = None
+    """HTML file; report.html in the folder of the run if not given."""
 
 
 def pretrain(argv: Sequence[str]) -> None:
@@ -88,7 +103,28 @@ def evaluate(argv: Sequence[str]) -> None:
     for name, place in EVALUATIONS.items():
         module, settings = place.split(":")
         kinds[name] = getattr(import_module(module), settings)
-    tyro.extras.subcommand_cli_from_dict(kinds, prog="mmssl evaluate", args=list(argv)).run()
+    settings = tyro.extras.subcommand_cli_from_dict(kinds, prog="mmssl evaluate", args=list(argv))
+    settings.run()
+    run = settings.out.parent
+    if (run / "recipe.json").is_file() and os.environ.get("RANK", "0") == "0":  # figures of a run stand in its report
+        print(f"Report: {write_page((run,), None)}")
+
+
+def report(argv: Sequence[str]) -> None:
+    settings = tyro.cli(ReportSettings, prog="mmssl report", args=list(argv))
+    print(f"Report: {write_page(settings.runs, settings.out)}")
+
+
+def write_page(runs: Sequence[Path], out: Path | None) -> Path:
+    from mmssl.report.build import write_report, write_summary
+
+    if not runs or (len(runs) > 1 and out is None):
+        raise UserError("mmssl report takes the folder of one run, or of several and --out FILE.html for their page.")
+    for run in runs:
+        if not any((run / name).is_file() for name in ("recipe.json", "metrics.jsonl")):
+            raise UserError(f"{run} holds no run (neither recipe.json nor metrics.jsonl): give what was --out of one.")
+    with writing(out or runs[0] / "report.html"):
+        return write_report(runs[0]) if out is None else write_summary(list(runs), out)
 
 
 def embed(argv: Sequence[str]) -> None:
@@ -150,6 +186,7 @@ def doctor(argv: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "report": report,
     "embed": embed,
     "index": index,
     "targets": targets,
