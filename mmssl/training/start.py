@@ -18,7 +18,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, is_tensorboard_available
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    is_tensorboard_available,
+)
 from torch import nn
 
 from mmssl.encoders.speech import Block as SpeechBlock
@@ -71,12 +76,25 @@ def make_accelerator(settings: Settings) -> Accelerator:
             ),  # the others wait while the main process verifies the files
         ],
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # it would train in fp32
+        raise UserError("Precision fp16 needs a GPU, and this run is on a CPU: give --precision bf16 or no.")
     accelerator.gradient_accumulation_steps = 1  # the step function divides by counts itself
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
-        plugin.transformer_cls_names_to_wrap = [Block.__name__]
-        plugin.cpu_ram_efficient_loading = False  # takes plain buffers, such as a queue, for sharded parameters
+        shard_blocks(plugin)
     return accelerator
+
+
+def shard_blocks(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Make transformer blocks the units of FSDP. Raises UserError for FSDP 1: its shards are plain tensors, whose norm
+    would be that of one process."""
+    if plugin.fsdp_version != 2:
+        raise UserError(
+            f"Accelerate's configuration says FSDP {plugin.fsdp_version}, and mmssl shards with FSDP 2: set "
+            "fsdp_version to 2 there, or give accelerate launch --fsdp_version 2."
+        )
+    plugin.transformer_cls_names_to_wrap = [Block.__name__]
+    plugin.cpu_ram_efficient_loading = False  # takes plain buffers, such as a queue, for sharded parameters
 
 
 def compile_blocks(objective: nn.Module, device: torch.device, shapes: int = 1) -> None:

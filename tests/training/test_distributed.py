@@ -1,5 +1,6 @@
 """2 processes of B samples do what one process does with 2B: every logged loss and the final weights; also under
-torchrun, with parameters sharded by FSDP2, and where a run goes on with another number of processes.
+torchrun and accelerate launch, with parameters sharded by FSDP2, and where a run goes on with another number of
+processes.
 
 The reference is the single process. Batch norm runs over groups of a fixed size, which does not depend on processes.
 Gradients are clipped, since batch norm over a few alike pictures makes them thousands long, and so their rounding.
@@ -7,6 +8,10 @@ Gradients are clipped, since batch norm over a few alike pictures makes them tho
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +22,11 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from mmssl.encoders.base import Encoder
+from mmssl.errors import UserError
 from mmssl.training import loop
 from mmssl.training.progress import Display
 from mmssl.training.settings import Settings
+from mmssl.training.start import shard_blocks
 from tests.runs import REPOSITORY, make_media, metrics, options, pretrain, side_by_side, torchrun
 
 CASES = {
@@ -72,6 +79,28 @@ def test_torchrun_and_going_on_alone(tmp_path: Path) -> None:
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
+def test_accelerate_launch(tmp_path: Path) -> None:
+    """The README's command for many devices, on two CPU processes; the precision is Accelerate's to decide."""
+    recipe, data = "video/videomae", make_media(tmp_path / "data", "video", 8)
+    more = ["--encoder.drop-path", "0", "--steps", "2", "--clips", "1", "--optimizer", "sgd", "--accumulate", "2"]
+    pretrain(recipe, data, tmp_path / "one", *more, "--precision", "bf16")
+    _, _, *arguments = options(recipe, data, tmp_path / "two", *more)
+    where = "--multi_gpu --num_processes=2 --num_machines=1 --main_process_port=29530"  # the launcher of processes
+    command = [sys.executable, "-m", "accelerate.commands.launch", *where.split(), "--mixed_precision=bf16"]
+    file = str(REPOSITORY / "recipes/video/videomae.py")
+    # A home of its own, since `accelerate config` may have been run on this machine.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [*command, file, *arguments], cwd=REPOSITORY, env=environment, text=True, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    versions = json.loads((tmp_path / "two" / "recipe.json").read_text())["versions"]
+    assert (versions["processes"], versions["precision"]) == (2, "bf16")
+    for line, expected in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3)  # both in bf16, in other batches
+    assert (tmp_path / "two" / "encoder" / "model.safetensors").is_file()
+
+
 def shard() -> None:
     """Make Accelerate use FSDP2 on CPUs, where its own configuration offers it for accelerators only."""
     plain, finish = loop.make_accelerator, loop.finish
@@ -111,3 +140,12 @@ def test_fsdp2(recipe: str, tmp_path: Path) -> None:
     assert side_by_side(2, 29521, options(recipe, data, tmp_path / "one", *more), shard) == [0, 0]
     pretrain(recipe, data, tmp_path / "two", *more)
     assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_fsdp1_is_refused() -> None:
+    """It is what `accelerate launch --use_fsdp` takes when nobody says which; its norms would be those of one shard."""
+    with pytest.raises(UserError, match="set fsdp_version to 2"):
+        shard_blocks(FullyShardedDataParallelPlugin(fsdp_version=1))
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    shard_blocks(plugin)
+    assert plugin.transformer_cls_names_to_wrap == ["Block"]

@@ -1,5 +1,6 @@
 """--precision bf16: networks run in bf16, losses in fp32. What each loss function was given is recorded in a real run,
-and its result compared with float64 NumPy: products in bf16 would be wrong in the third digit."""
+and its result compared with float64 NumPy: products in bf16 would be wrong in the third digit. A precision that the
+device does not have is refused; Accelerate alone would train in another one without a word."""
 
 from __future__ import annotations
 
@@ -76,3 +77,18 @@ def test_networks_do_run_in_bf16(tmp_path: Path) -> None:
     whole, half, default = (metrics(tmp_path / name)[0]["loss"] for name in ("whole", "half", "default"))
     assert whole == default != half
     assert half == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+@pytest.mark.parametrize("asked", ["option", "configuration"])
+def test_fp16_is_refused_on_a_cpu(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_media(tmp_path / "data", "image", 2)
+    if asked == "configuration":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(SystemExit) as caught:
+        pretrain("image/mae", data, tmp_path / "run", *(["--precision", "fp16"] if asked == "option" else []))
+    assert caught.value.code == 2
+    assert "fp16 needs a GPU" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

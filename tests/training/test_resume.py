@@ -48,6 +48,11 @@ def test_losses_differ_from_step_to_step(alone: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_the_last_checkpoints_are_kept(alone: Path) -> None:
+    """Of those after steps 2, 4 and 6 the last two, which is the default; and nothing half written."""
+    assert sorted(path.name for path in (alone / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+
 def test_killed_at_any_step(data: Path, alone: Path, tmp_path: Path) -> None:
     step = random.randrange(1, 6)
     out = tmp_path / "run"
