@@ -247,11 +247,13 @@ def test_collapse_in_plain_words(tmp_path: Path, std: float, rank: float, said: 
 
 
 def test_what_evaluate_writes_is_what_the_report_reads(tmp_path: Path) -> None:
-    """Both probes on a real encoder and real files, then the report of that folder."""
+    """Both probes on a real encoder and real files; what they write into the folder of a run stands in its report at
+    once."""
     torch.manual_seed(0)
     make_image_tree(tmp_path / "data", each=6)
     tiny = EncoderSettings(width=16, depth=1, heads=1)
     build_encoder(ImageSpec(size=16, patch=8), tiny, None).save_pretrained(tmp_path / "encoder")
+    (tmp_path / "recipe.json").write_text('{"recipe": "image/mae"}')
     for probe in ("knn", "linear"):
         files = f"--encoder {tmp_path / 'encoder'} --data {tmp_path / 'data'} --out {tmp_path / probe}.json"
         main(["evaluate", probe, *files.split(), "--workers", "0"])
@@ -263,5 +265,29 @@ def test_what_evaluate_writes_is_what_the_report_reads(tmp_path: Path) -> None:
         assert (result.trained, result.untrained) == (content["trained"]["top1"], content["untrained"]["top1"])
         assert result.gain_interval == tuple(content["difference"]["top1_interval"])
         assert result.chance == content["chance"]["majority"]
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    assert "linear" in write_report(tmp_path).read_text()
+    page = Page(tmp_path / "report.html")
+    for content in written.values():
+        assert content["evaluation"] in page.text
+        assert f"{100 * content['trained']['top1']:.1f} %" in page.text
+
+
+def test_the_command_writes_pages_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that was killed, and of two runs on one page; what is no run is named."""
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", "image/simclr")
+    main(["report", str(one)])
+    assert "image/mae" in (one / "report.html").read_text()
+    assert str(one / "report.html") in capsys.readouterr().out
+    main(["report", str(one), str(two), "--out", str(tmp_path / "both.html")])
+    page = (tmp_path / "both.html").read_text()
+    assert "image/mae" in page
+    assert "image/simclr" in page
+    for arguments, words in [
+        ((str(one), str(two)), "--out FILE.html"),
+        ((), "takes the folder of one run"),
+        ((str(tmp_path),), f"{tmp_path} holds no run"),
+        ((str(one), "--out", str(one / "metrics.jsonl" / "x.html")), "a file of that name is in the way"),
+    ]:
+        with pytest.raises(SystemExit) as caught:
+            main(["report", *arguments])
+        assert caught.value.code == 2
+        assert words in " ".join(capsys.readouterr().err.split())
