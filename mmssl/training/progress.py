@@ -14,7 +14,7 @@ class Display:
     """Loss, samples/s, time left and the share of time spent waiting for data.
 
     Args:
-        total: steps of the run. done: steps that earlier sessions made.
+        total: steps of the run. done: steps that earlier starts made.
         every: seconds between two plain lines where stderr is no terminal.
         shown: only the main process shows anything.
     """
