@@ -81,6 +81,8 @@ def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
         }
     from transformers import AutoConfig
 
+    if isinstance(encoder, ViT):
+        facts["settings"]["layer_scale"] = None  # the weights have it in them: layouts.fold_layer_scale
     if isinstance(encoder, EfficientNet):
         settings = efficientnet_config(encoder)
     elif isinstance(encoder, SpeechEncoder):

@@ -54,6 +54,9 @@ FUSED = {
 }
 """Ours in `blocks.N.` -> the Hub's three, stacked along the first dimension."""
 
+SCALED = {"scale1": "attn.proj", "scale2": "mlp.fc2"}
+"""Layer scale in `blocks.N.` -> the linear layer before it."""
+
 VJEPA2_TRUNK = {
     "adapter.projection.weight": "encoder.embeddings.patch_embeddings.proj.weight",
     "adapter.projection.bias": "encoder.embeddings.patch_embeddings.proj.bias",
@@ -203,8 +206,6 @@ def layout_of(encoder: Encoder) -> Layout:
     if isinstance(spec, VideoSpec) and spec.stack != "none":
         return _ours(encoder, f"transformers has no model over clips as a stack of {spec.stack}")
     settings, modality = encoder.settings, spec.modality
-    if settings.layer_scale is not None:
-        return _ours(encoder, "layer scale has no place in the ViT, I-JEPA, VideoMAE, ViViT, V-JEPA 2 and AST layouts")
     if settings.positions == "rope3d" and modality != "video":
         return _ours(encoder, "VJEPA2Model, the one class with positions='rope3d', takes clips")
     if modality == "video":
@@ -251,6 +252,7 @@ def to_hub(encoder: Encoder, layout: Layout, state: State) -> State:
     assert isinstance(encoder, ViT)
     hub: State = {}
     trunk, block, fused = _tables(layout)
+    state = fold_layer_scale(state)
     for name, tensor in state.items():
         if name in trunk:
             hub[trunk[name]] = tensor
@@ -281,6 +283,18 @@ def to_hub(encoder: Encoder, layout: Layout, state: State) -> State:
         hub["pooler.dense.weight"] = torch.eye(encoder.width, dtype=weight.dtype)
         hub["pooler.dense.bias"] = torch.zeros(encoder.width, dtype=weight.dtype)
     return hub
+
+
+def fold_layer_scale(state: State) -> State:
+    """The weights of the same ViT without layer scale, for which the classes of transformers have no place: the factors
+    of a branch go into the linear layer that it ends with."""
+    folded = {name: tensor for name, tensor in state.items() if not name.endswith(tuple(SCALED))}
+    for name in state.keys() - folded.keys():
+        block, _, own = name.rpartition(".")
+        weight, bias = (f"{block}.{SCALED[own]}.{kind}" for kind in ("weight", "bias"))
+        folded[weight] = state[weight] * state[name][:, None]
+        folded[bias] = state[bias] * state[name]
+    return folded
 
 
 def from_hub(encoder: Encoder, layout: Layout, hub: State) -> State:

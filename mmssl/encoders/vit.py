@@ -37,7 +37,8 @@ class ViTSettings:
     drop_path: float = 0.0
     """Share of samples that skip the last block; it grows linearly from 0 at the first block (Huang et al. 2016)."""
     layer_scale: float | None = None
-    """Initial value of a learned factor a channel on every branch (Touvron et al. 2021, CaiT); None for none."""
+    """Initial value of a learned factor a channel on every branch (Touvron et al. 2021, CaiT); None for none. A file
+    for transformers has the factors in the weights before them, and is read as an encoder without layer scale."""
     qkv_bias: Bias = "full"
     """'qv' leaves out the bias of the keys, as VideoMAE and BEiT do."""
     norm_eps: float = 1e-6

@@ -33,7 +33,7 @@ AUTO = {
 }
 EXPRESSED: dict[str, tuple[Spec, dict]] = {
     "ViTForImageClassification": (IMAGE, {"pooling": "cls"}),
-    "BeitForImageClassification": (IMAGE, {"pooling": "mean", "positions": "learned"}),
+    "BeitForImageClassification": (IMAGE, {"pooling": "mean", "positions": "learned", "layer_scale": 0.1}),
     "IJepaForImageClassification": (IMAGE, {"prefix": 0}),
     "VideoMAEForVideoClassification": (CLIP, {"prefix": 0, "positions": "sincos1d", "qkv_bias": "qv"}),
     "VivitForVideoClassification": (CLIP, {"prefix": 1, "positions": "separable", "pooling": "cls"}),
@@ -42,7 +42,7 @@ EXPRESSED: dict[str, tuple[Spec, dict]] = {
 }
 OURS: dict[str, tuple[Spec, dict]] = {
     "CIFAR stem": (IMAGE, {"arch": "resnet18", "stem": "cifar"}),
-    "layer scale": (IMAGE, {"layer_scale": 0.1}),
+    "two prefix tokens of pictures": (IMAGE, {"prefix": 2, "layer_scale": 0.1}),
     "mean pooling of audio": (SOUND, {"prefix": 2, "pooling": "mean"}),
     "spectrogram ResNet": (SOUND, {"arch": "resnet18"}),
     "clips with a mean and a CLS token": (CLIP, {"prefix": 1, "positions": "separable", "pooling": "mean"}),

@@ -96,7 +96,7 @@ def test_feature_extractor_equals_our_adapter(tmp_path: Path) -> None:
 def test_settings_that_only_mmssl_has_survive(tmp_path: Path) -> None:
     made: dict[str, Encoder] = {
         "drop": image_vit(replace(SETTINGS, drop_path=0.1)),
-        "scale": image_vit(replace(SETTINGS, layer_scale=1e-4)),
+        "scale": image_vit(replace(SETTINGS, layer_scale=1e-4, prefix=2)),
         "clip": ViT(
             VideoTubelets(VideoSpec(16, 4, stride=7, patch=4), 24), replace(SETTINGS, prefix=0, positions="learned")
         ),
@@ -263,7 +263,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ({"prefix": 2}, "mmssl"),
         ({"qkv_bias": "qv"}, "mmssl"),
         ({"final_norm": False}, "mmssl"),
-        ({"layer_scale": 0.1}, "mmssl"),
+        ({"layer_scale": 0.1}, "vit"),
+        ({"layer_scale": 0.1, "prefix": 2}, "mmssl"),
     ],
 )
 def test_layout_of_pictures(changes: dict[str, object], model_type: str) -> None:

@@ -22,12 +22,15 @@ from torch.testing import assert_close
 
 from mmssl import Encoder
 from mmssl.adapters.image import ImagePatches, ImagePixels
-from mmssl.adapters.specs import AudioSpec, ImageSpec, VideoSpec
+from mmssl.adapters.specs import AudioSpec, ImageSpec, VideoSpec, WaveformSpec
 from mmssl.adapters.spectrogram import SpectrogramPatches
 from mmssl.adapters.video import VideoTubelets
+from mmssl.encoders.build import build_front
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.efficientnet import EfficientNet, EfficientNetSettings
 from mmssl.encoders.files import save_encoder
 from mmssl.encoders.layouts import layout_of
+from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.encoders.vit import ViT, ViTSettings
 
 near = partial(assert_close, rtol=0, atol=1e-5)
@@ -61,6 +64,19 @@ def encoders() -> dict[str, Encoder]:
     }
 
 
+def more_of_sound() -> dict[str, Encoder]:
+    """Encoders that are taken apart in tests of their own."""
+    spec = AudioSpec(front="cola", mels=64, frames=48, mean=0.0, std=127.5)
+    waves = WaveformSpec(channels=(8,) * 7)
+    trunk = SpeechSettings(width=24, depth=2, heads=3, mlp_ratio=2, position_kernel=8, position_groups=4)
+    return {
+        "efficientnet": EfficientNet(build_front(spec), EfficientNetSettings(0.25, 0.5)),
+        "hubert": SpeechEncoder(waves, trunk),
+        "hubert_large": SpeechEncoder(replace(waves, norm="layer"), replace(trunk, pre_norm=True)),
+        "wavlm": SpeechEncoder(waves, replace(trunk, arch="wavlm")),
+    }
+
+
 def media(encoder: Encoder) -> Tensor:
     torch.manual_seed(3)
     shapes = {"image": (2, 3, 16, 16), "video": (2, 4, 3, 16, 16), "audio": (2, 8000)}
@@ -68,8 +84,10 @@ def media(encoder: Encoder) -> Tensor:
 
 
 def pixel_values(encoder: Encoder, view: Tensor) -> Tensor:
-    if isinstance(encoder, ConvEncoder):
+    if isinstance(encoder, ConvEncoder | EfficientNet):
         return encoder.front(view)[:, :, 0]
+    if isinstance(encoder, SpeechEncoder):
+        return view
     assert isinstance(encoder, ViT)
     pixels = encoder.adapter.pixels(view)
     return {"image": pixels[:, :, 0], "video": pixels.transpose(1, 2), "audio": pixels[:, 0, 0].mT}[
@@ -126,7 +144,7 @@ values = load_file(f"{folder}/in.safetensors")
 out = {name: AutoModel.from_pretrained(f"{folder}/{name}")(x).last_hidden_state.detach() for name, x in values.items()}
 save_file(out, f"{folder}/out.safetensors")
 """
-    made = {name: encoder.eval() for name, encoder in encoders().items() if name in ("vit", "videomae", "ast")}
+    made = {name: encoder.eval() for name, encoder in (encoders() | more_of_sound()).items()}
     for name, encoder in made.items():
         encoder.save_pretrained(tmp_path / name)
     values = {name: pixel_values(encoder, media(encoder)).contiguous() for name, encoder in made.items()}
@@ -134,8 +152,38 @@ save_file(out, f"{folder}/out.safetensors")
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=tmp_path, capture_output=True)
     theirs = load_file(tmp_path / "out.safetensors")
     for name, encoder in made.items():
-        tokens = encoder(media(encoder)).tokens
-        assert_close(tokens, theirs[name][:, -tokens.shape[1] :], rtol=0, atol=1e-5)
+        found = encoder(media(encoder))
+        if found.tokens is None:
+            assert_close(found.feature_map, theirs[name], rtol=0, atol=1e-5)
+        else:
+            assert_close(found.tokens, theirs[name][:, -found.tokens.shape[1] :], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "ijepa", "videomae", "vivit", "vjepa2", "ast"])
+def test_layer_scale_goes_into_the_weights(tmp_path: Path, name: str) -> None:
+    plain = encoders().get(name)
+    if plain is None:
+        clip = VideoTubelets(VideoSpec(size=16, frames=4, patch=4), 24)
+        plain = ViT(clip, ViTSettings(24, 2, 2, prefix=0, positions="rope3d"))
+    assert isinstance(plain, ViT)
+    encoder = ViT(plain.adapter, replace(plain.settings, layer_scale=0.1)).eval()
+    randomise(encoder)
+    before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
+    layout = save_encoder(encoder, tmp_path)
+    assert layout.reason is None
+    assert layout.model_type == layout_of(plain).model_type
+    assert all(torch.equal(tensor, before[key]) for key, tensor in encoder.state_dict().items())
+    model, info = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    view = media(encoder)
+    ours, pixels = encoder(view), pixel_values(encoder, view)
+    theirs = model(pixels, skip_predictor=True) if name == "vjepa2" else model(pixels)
+    fold = partial(assert_close, rtol=1e-4, atol=1e-5)  # two products where there was one
+    fold(theirs.last_hidden_state[:, -ours.tokens.shape[1] :], ours.tokens)
+    again = Encoder.from_pretrained(tmp_path)
+    assert isinstance(again, ViT)
+    assert again.settings == plain.settings
+    fold(again(view).pooled, ours.pooled)
 
 
 def test_positions_that_transformers_trained_on_are_kept(tmp_path: Path) -> None:
