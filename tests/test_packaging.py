@@ -98,6 +98,8 @@ def test_every_import_is_asked_for() -> None:
 
 def test_constraints_lie_in_the_ranges() -> None:
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    versions = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    versions: dict[str, str] = {
+        canonicalize_name(name): version for name, version in (line.split("==") for line in lines)
+    }
     for name, requirement in asked_for().items():
         assert requirement.specifier.contains(versions[name]), f"{requirement} does not hold {versions[name]}"

@@ -15,7 +15,7 @@ from mmssl.objectives.contrastive import partner_similarity
 from mmssl.objectives.heads import Projector
 from mmssl.objectives.info_nce import info_nce
 from mmssl.objectives.pictures import view_pictures
-from mmssl.objectives.teacher import ema_update, make_teacher
+from mmssl.objectives.teacher import ema_update, make_teacher, rising_momentum
 from mmssl.types import Batch, ObjectiveOutput, Picture
 
 
@@ -36,6 +36,7 @@ class MoCo(Objective):
         names: the two views.
         queue: K, keys kept; a multiple of the global batch.
         momentum: of the teacher, a step.
+        last_momentum: what that rises to by the end of the run, along a half cosine; it is constant if None.
         hidden, out: widths of the head, Linear-ReLU-Linear.
         norm_group: samples over which a batch norm of the encoder normalises in training (the paper: 32, the batch of
             one GPU).
@@ -52,6 +53,7 @@ class MoCo(Objective):
         names: tuple[str, str] = ("a", "b"),
         queue: int = 65536,
         momentum: float = 0.999,
+        last_momentum: float | None = None,
         temperature: float = 0.2,
         hidden: int = 2048,
         out: int = 128,
@@ -61,6 +63,7 @@ class MoCo(Objective):
         super().__init__(encoder)
         self.views = names
         self.momentum = momentum
+        self.last_momentum = momentum if last_momentum is None else last_momentum
         self.temperature = temperature
         self.norm_group = norm_group
         self.symmetric = symmetric
@@ -132,8 +135,9 @@ class MoCo(Objective):
         keys = gather(torch.cat(self._keys))  # the same rows in the same order on every process
         self._keys.clear()
         self.check(len(keys))
-        ema_update(self.teacher["encoder"], self.encoder, self.momentum, applied)
-        ema_update(self.teacher["projector"], self.projector, self.momentum, applied)
+        momentum = rising_momentum(step, total, self.momentum, self.last_momentum)
+        ema_update(self.teacher["encoder"], self.encoder, momentum, applied)
+        ema_update(self.teacher["projector"], self.projector, momentum, applied)
         places = self.pointer + torch.arange(len(keys), device=keys.device)
         self.queue[places] = torch.where(applied, keys, self.queue[places])
         self.pointer.copy_(torch.where(applied, (self.pointer + len(keys)) % len(self.queue), self.pointer))

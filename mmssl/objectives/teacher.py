@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import TypeVar
 
@@ -28,3 +29,10 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float, applied:
     steps = torch._foreach_sub(fast, slow)
     torch._foreach_mul_(steps, (1 - momentum) * applied.to(slow[0].dtype))
     torch._foreach_add_(slow, steps)
+
+
+def rising_momentum(step: int, total: int, first: float, last: float) -> float:
+    """Momentum of a teacher that follows ever more slowly: `first` at step 0, then along a half cosine towards `last`,
+    which step `total` would have (BYOL, Grill et al. 2020, arXiv:2006.07733, implementation details, with `last` 1).
+    """
+    return last - (last - first) * (math.cos(math.pi * step / total) + 1) / 2

@@ -6,7 +6,7 @@ command    mmssl pretrain image/moco_v2 --data DIR --out DIR
                          --momentum 0.99
 hardware   paper: 200 epochs of ImageNet-1k in 53 h on 8 V100
 published  ImageNet-1k, ResNet-50, 200 epochs, linear: 67.5 %
-ours       not measured yet
+ours       not at this scale; ResNet-18, 10,000 pictures of CIFAR-10, 5 epochs: kNN .279 over 3 seeds, lightly .272
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Settings(Common):
     """Keys kept; a multiple of the batch size."""
     momentum: float = 0.999
     """Of the copy, a step."""
+    last_momentum: float | None = None
+    """What that rises to by the end of the run, along a half cosine (1 in BYOL); constant if not given."""
     temperature: float = 0.2
     hidden: int = 2048
     """Width of the projector's hidden layer."""
@@ -66,6 +68,7 @@ def build(settings: Settings) -> Parts:
         encoder,
         queue=settings.queue,
         momentum=settings.momentum,
+        last_momentum=settings.last_momentum,
         temperature=settings.temperature,
         hidden=settings.hidden,
         out=settings.out_width,

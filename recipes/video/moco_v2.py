@@ -1,8 +1,8 @@
 """MoCo v2 on two clips of a video, each at its own time: the objective of image/moco_v2 with another adapter.
 
 paper      Chen et al. 2020, MoCo v2, arXiv:2003.04297, on clips as Feichtenhofer et al. 2021 (arXiv:2104.14558), from
-           whose released settings temperature, colour and crops come; encoder, optimiser and the constant momentum are
-           our choice
+           whose released settings temperature, colour, crops and the rising momentum of the teacher come; encoder and
+           optimiser are our choice
 command    mmssl pretrain video/moco_v2 --data DIR --out DIR
 hardware   not stated for this encoder
 published  none for this encoder; with a 3-D ResNet-50 (Slow 8 x 8, two clips, 200 epochs) Kinetics-400 linear 66.6 %,
@@ -36,6 +36,8 @@ class Settings(Common):
     """Keys kept; a multiple of the batch size."""
     momentum: float = 0.994
     """Of the copy, a step."""
+    last_momentum: float | None = 1.0
+    """What that rises to by the end of the run, along a half cosine; constant if None."""
     temperature: float = 0.1
     hidden: int = 2048
     """Width of the projector's hidden layer."""
@@ -72,6 +74,7 @@ def build(settings: Settings) -> Parts:
         encoder,
         queue=settings.queue,
         momentum=settings.momentum,
+        last_momentum=settings.last_momentum,
         temperature=settings.temperature,
         hidden=settings.hidden,
         out=settings.out_width,

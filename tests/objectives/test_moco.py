@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from mmssl.encoders.conv import ConvEncoder
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
 from mmssl.objectives.moco import MoCo
-from mmssl.objectives.teacher import ema_update
+from mmssl.objectives.teacher import ema_update, rising_momentum
 from mmssl.types import Batch
 
 
@@ -157,6 +158,26 @@ def test_ema_moves_parameters_only() -> None:
     assert teacher.weight.tolist() == [1.25] * 3
     assert teacher.running_mean is not None
     assert teacher.running_mean.tolist() == [0.0] * 3
+
+
+def test_momentum_rises_along_byols_half_cosine() -> None:
+    """tau = 1 - (1 - base) (cos(pi k / K) + 1) / 2, recomputed for every step."""
+    rates = [rising_momentum(step, 100, 0.99, 1.0) for step in range(101)]
+    expected = 1 - (1 - 0.99) * (np.cos(np.pi * np.arange(101) / 100) + 1) / 2
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    assert rates[50] == pytest.approx(0.995)
+    assert {rising_momentum(step, 100, 0.99, 0.99) for step in range(101)} == {0.99}
+
+
+def test_the_teacher_follows_the_schedule_of_the_run() -> None:
+    """Of four steps towards 1, the third (2 of 4 done) has momentum 1 - (1 - 0.5) / 2."""
+    objective = vit_moco(momentum=0.5, last_momentum=1.0)
+    objective(a_batch(objective))
+    slow = objective.teacher["encoder"].get_parameter("norm.bias")
+    with torch.no_grad():
+        objective.encoder.get_parameter("norm.bias").fill_(8.0)
+    objective.after_step(2, 4, torch.tensor(True))
+    assert slow.tolist() == pytest.approx([0.25 * 8.0] * 32)
 
 
 def test_what_does_not_fit_is_refused_with_a_size_that_does() -> None:

@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, photographs = tmp_path_factory.mktemp("pans"), load_sample_images().images
     for number in range(8):
         rng, photograph = np.random.default_rng(number), photographs[number % 2][::2, ::2]
-        y, x = rng.integers(0, np.array(photograph.shape[:2]) - (48 + 15, 64 + 30))
+        y, x = (rng.integers(0, size - room) for size, room in zip(photograph.shape, (48 + 15, 64 + 30), strict=False))
         pan = np.stack([photograph[y + t : y + t + 48, x + 2 * t : x + 2 * t + 64] for t in range(16)])
         write_film(folder / f"class{number % 2}" / f"{number}.mp4", pan, rate=12)
     return folder

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-import datasets
 from mmssl.cli import main
 from tests.media import make_image
 from tests.recipes.samples import RUN, check_going_on
@@ -19,7 +18,7 @@ from tests.runs import metrics, pretrain
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
     folder = tmp_path / "data"
     folder.mkdir()
     for split, count in (("train", 12), ("test", 6)):
