@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mmssl.adaptation.classification import Head, block_names
 from mmssl.encoders.base import Encoder
-from mmssl.encoders.build import build_adapter
+from mmssl.encoders.build import build_adapter, build_front
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.efficientnet import EfficientNet
 from mmssl.encoders.speech import SpeechEncoder
 from mmssl.encoders.vit import ViT, drop_path
 from mmssl.errors import UserError
@@ -30,11 +31,11 @@ def adapted(encoder: Encoder, *, drop: float = 0.0, pooling: Pooling | None = No
     Args:
         drop: rate of stochastic depth at the last block; it grows linearly from 0 at the first (ViT), or from one part
             of it (ResNet: Huang et al. 2016, arXiv:1603.09382, equation 4). Of a speech encoder: its layer drop, the
-            same for all blocks.
-        pooling: of a ViT; the encoder's own if None.
+            same for all blocks. Of an EfficientNet: its drop-connect.
+        pooling: of a ViT, or 'mean' of an EfficientNet; the encoder's own if None.
 
     Raises:
-        UserError: encoders other than a ViT, a HuBERT, a WavLM or a ResNet, or a pooling that this one cannot have.
+        UserError: encoders that `block_names` does not know, or a pooling that this one cannot have.
     """
     if isinstance(encoder, ViT):
         settings = replace(encoder.settings, drop_path=drop, pooling=pooling or encoder.settings.pooling)
@@ -51,9 +52,15 @@ def adapted(encoder: Encoder, *, drop: float = 0.0, pooling: Pooling | None = No
         speech.load_state_dict(encoder.state_dict())
         return speech.train()
     names = block_names(encoder)
-    assert isinstance(encoder, ConvEncoder)
+    assert isinstance(encoder, ConvEncoder | EfficientNet)
     if pooling not in (None, "mean"):
-        raise UserError(f"--pooling {pooling} is about tokens, and a {encoder.arch} has a feature map: leave it out.")
+        kind = f"a {encoder.arch}" if isinstance(encoder, ConvEncoder) else "an EfficientNet"
+        raise UserError(f"--pooling {pooling} is about tokens, and {kind} has a feature map: leave it out.")
+    if isinstance(encoder, EfficientNet):
+        own = replace(encoder.settings, drop_connect=drop, pooling=pooling or encoder.settings.pooling)
+        net = EfficientNet(build_front(encoder.spec), own)
+        net.load_state_dict(encoder.state_dict())
+        return net.train()
     copied = ConvEncoder(type(encoder.front)(encoder.spec), encoder.arch, encoder.stem, encoder.output_stride)
     copied.load_state_dict(encoder.state_dict())
     for number, name in enumerate(names if drop else ()):
@@ -65,7 +72,7 @@ def adapted(encoder: Encoder, *, drop: float = 0.0, pooling: Pooling | None = No
 
 def make_head(encoder: Encoder, classes: int, *, dropout: float = 0.0) -> Head:
     """A head for an encoder from `adapted`: with a layer norm where the encoder has none, or where AST's class has two.
-    A ResNet and a speech encoder have none."""
+    The others have none."""
     norm: float | None = None
     if isinstance(encoder, ViT) and (not encoder.settings.final_norm or encoder.pooling == "prefix"):
         video = encoder.spec.modality == "video" and not encoder.settings.prefix

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.efficientnet import EfficientNet
 from mmssl.encoders.speech import SpeechEncoder
 from mmssl.encoders.vit import ViT
 from mmssl.errors import UserError
@@ -33,29 +34,31 @@ def one_hot(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
 def block_names(encoder: Encoder) -> list[str]:
     """Names of the residual blocks of an encoder, from the input to the output.
 
-    Raises UserError for encoders other than a ViT, a HuBERT, a WavLM or a ResNet.
+    Raises UserError for encoders other than a ViT, a HuBERT, a WavLM, a ResNet or an EfficientNet.
     """
     if isinstance(encoder, ViT | SpeechEncoder):
         return [f"blocks.{number}" for number in range(len(encoder.blocks))]
     if isinstance(encoder, ConvEncoder):
         stages = [(stage, getattr(encoder, stage)) for stage in ("layer1", "layer2", "layer3", "layer4")]
         return [f"{stage}.{number}" for stage, blocks in stages for number in range(len(blocks))]
+    if isinstance(encoder, EfficientNet):
+        return [f"net.encoder.blocks.{number}" for number in range(len(encoder.net.encoder.blocks))]
     raise UserError(
-        "Fine-tuning knows the blocks of a ViT, a SpeechEncoder and a ConvEncoder, and this is a "
-        f"{type(encoder).__name__}."
+        "Fine-tuning knows the blocks of a ViT, a SpeechEncoder, a ConvEncoder and an EfficientNet, and this is a "
+        f"{type(encoder).__name__}: choose another encoder."
     )
 
 
 def layer_numbers(encoder: Encoder) -> dict[str, int]:
-    """Parameter name -> layer: 0 for what makes the tokens (projection, positions, prefix; the stem of a ResNet; the
-    convolutions of a speech encoder), b + 1 for block b, and the number of blocks + 1 for a final norm, as for the
-    head."""
+    """Parameter name -> layer: 0 for what makes the tokens (projection, positions, prefix; the stem of a ResNet or an
+    EfficientNet; the convolutions of a speech encoder), b + 1 for block b, and the number of blocks + 1 for a final
+    norm or an EfficientNet's last convolution, as for the head."""
     blocks = block_names(encoder)
     ends = not isinstance(encoder, SpeechEncoder) or encoder.settings.pre_norm  # else the norm is before the blocks
     found = {}
     for name, _ in encoder.named_parameters():
         inside = [number for number, block in enumerate(blocks) if name.startswith(f"{block}.")]
-        last = len(blocks) + 1 if ends and re.match(r"norm\.", name) else 0
+        last = len(blocks) + 1 if ends and re.match(r"norm\.|net\.encoder\.top_", name) else 0
         found[name] = inside[0] + 1 if inside else last
     return found
 

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from mmssl.adaptation.adapt import VIDEOMAE_EPS, on_meta
 from mmssl.adaptation.classification import Head
 from mmssl.encoders.base import Encoder
+from mmssl.encoders.card import input_note
 from mmssl.encoders.configs import config_of, from_facts
 from mmssl.encoders.layouts import (
     AST,
+    EFFICIENTNET,
     HUBERT,
     IJEPA,
     RESNET_MODEL,
@@ -70,6 +72,7 @@ FORMS = (
     Form("HubertForSequenceClassification", HUBERT),
     Form("WavLMForSequenceClassification", WAVLM),
     Form("ResNetForImageClassification", RESNET_MODEL, linear="classifier.1"),
+    Form("EfficientNetForImageClassification", EFFICIENTNET),
 )
 
 
@@ -136,6 +139,7 @@ def form_of(encoder: Encoder, head: Head) -> Form:
             layout = BEIT
     wanted = {VIT: ("cls", False), BEIT: ("mean", True), IJEPA: ("mean", False), VIDEOMAE: ("mean", True)}
     wanted |= {VIVIT: ("cls", False), AST: ("prefix", True), RESNET_MODEL: ("mean", False)}
+    wanted[EFFICIENTNET] = (encoder.pooling, False)  # its class has a maximum, too
     wanted |= dict.fromkeys(SPEECH, ("mean", False))
     fits = wanted.get(layout) == (encoder.pooling, normed)
     if layout is VIDEOMAE:
@@ -192,13 +196,11 @@ def _label_maps(classes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-AUTO = {"image": "AutoModelForImageClassification", "video": "AutoModelForVideoClassification"}
-
-
 def _card(model: Classifier, form: Form, facts: Mapping[str, Any]) -> str:
     """README.md: what the classifier tells apart, how to load it, and the facts of its training."""
     modality = model.encoder.spec.modality
-    auto = AUTO.get(modality, "AutoModelForAudioClassification")
+    task = form.architecture.partition("For")[2].replace("Sequence", "Audio")  # an EfficientNet's are pictures of sound
+    auto = f"AutoModelFor{task}"
     load = f"from transformers import {auto}\n\nmodel = {auto}.from_pretrained(folder)"
     if form.reason is not None:
         load = "from mmssl.adaptation.classifier import Classifier\n\nmodel = Classifier.from_pretrained(folder)"
@@ -219,4 +221,5 @@ def _card(model: Classifier, form: Form, facts: Mapping[str, Any]) -> str:
     ]
     if form.reason is not None:
         lines += ["", f"transformers cannot load it: {form.reason}."]
+    lines += input_note(model.encoder.spec)
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ import tyro
 from mmssl.adaptation.adapt import Pooling
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import ConvEncoder
+from mmssl.encoders.efficientnet import EfficientNet
 from mmssl.errors import UserError
 from mmssl.training.settings import Settings as Common
 
@@ -59,6 +60,8 @@ scripts). Frames, of videos that an encoder of images is shown: as images, teste
 (their 5 crops and mirror images are 3 crops here). Audio: our choice."""
 RESNET = {"layer_decay": 1.0, "drop_path": 0.0}
 """Nothing is published for these: every layer at the same rate, no stochastic depth (our choice)."""
+EFFICIENTNET = {"layer_decay": 1.0, "drop_path": 0.2}
+"""Every layer at the same rate (our choice); stochastic depth as Tan and Le 2019 train it (arXiv:1905.11946)."""
 
 
 @dataclass(kw_only=True)
@@ -85,9 +88,10 @@ class FinetuneSettings(Common):
     dropout: float = 0.0
     """Before the last layer (VideoMAE on UCF101: 0.5)."""
     layer_decay: float | None = None
-    """Factor of the learning rate from each block to the one before it. 0.65 for images, 0.75 else, 1 for a ResNet."""
+    """Factor of the learning rate from each block to the one before it. 0.65 for images, 0.75 else, 1 for a ResNet
+    or an EfficientNet."""
     drop_path: float | None = None
-    """Stochastic depth at the last block. 0.1, and 0 for a ResNet (VideoMAE on UCF101: 0.2)."""
+    """Stochastic depth at the last block. 0.1, 0 for a ResNet, 0.2 for an EfficientNet (VideoMAE on UCF101: 0.2)."""
 
     mixup: float = 0.8
     """Alpha of mixup; 0 for none."""
@@ -154,10 +158,13 @@ class FinetuneSettings(Common):
 def resolved(settings: FinetuneSettings, encoder: Encoder, kind: str) -> FinetuneSettings:
     """With the published value for this encoder, on files of `kind`, in place of every None."""
     modality = encoder.spec.modality
-    values = VALUES["frames" if modality == "image" and kind == "video" else modality] | (
-        RESNET if isinstance(encoder, ConvEncoder) else {}
-    )
+    values = VALUES["frames" if modality == "image" and kind == "video" else modality] | own_values(encoder)
     return replace(settings, **{name: value for name, value in values.items() if getattr(settings, name) is None})
+
+
+def own_values(encoder: Encoder) -> dict[str, Any]:
+    """What convolutional nets have in place of their modality's values."""
+    return RESNET if isinstance(encoder, ConvEncoder) else EFFICIENTNET if isinstance(encoder, EfficientNet) else {}
 
 
 def command_of(settings: FinetuneSettings) -> str:

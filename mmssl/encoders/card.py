@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmssl.adapters.specs import AudioSpec, WaveformSpec
+from mmssl.adapters.specs import AudioSpec, Spec, WaveformSpec
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.layouts import VIDEOMAE, Layout
 
@@ -63,11 +63,17 @@ def model_card(encoder: Encoder, layout: Layout, facts: Mapping[str, Any]) -> st
     ]
     if layout.reason is not None:
         lines += ["", f"transformers cannot load it: {layout.reason}."]
-    if isinstance(spec, AudioSpec) and spec.front == "cola":
-        lines += ["", MAGNITUDES.format(mean=spec.mean, scale=2 * spec.std)]
+    lines += input_note(spec)
     if layout is VIDEOMAE:
         lines += [
             "",
             "Do not use transformers 5.6 to 5.17: they load the query and value biases of every VideoMAE as zeros.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def input_note(spec: Spec) -> list[str]:
+    """How the input is made that no processor of transformers makes; nothing for others."""
+    if not (isinstance(spec, AudioSpec) and spec.front == "cola"):
+        return []
+    return ["", MAGNITUDES.format(mean=spec.mean, scale=2 * spec.std)]

@@ -59,7 +59,7 @@ class SettingsByIterations(Settings):
         for number, clusters in enumerate(self.clusters, start=1):
             last = number == len(self.clusters)
             out = self.out if len(self.clusters) == 1 else self.out / f"iteration-{number}"
-            if last or not (out / "encoder").is_dir():  # written when all its steps are done
+            if last or not finished(out):
                 self.make_units(out / "units", clusters, features, device)
                 yield self.iteration(out, 1.0 if last else self.first_share)
             features = {"features": "layer", "encoder": str(out / "encoder"), "layer": self.layer}
@@ -98,3 +98,10 @@ class SettingsByIterations(Settings):
         except KeyboardInterrupt:
             print(f"Stopped while making {folder}; the same command goes on with it.", file=sys.stderr, flush=True)
             sys.exit(130)
+
+
+def finished(out: Path) -> bool:
+    """Whether an iteration has left all that it leaves. A run killed between its encoder and its report, which is
+    written last, ends once more from its last checkpoint; one whose checkpoints were removed since is taken as it is.
+    """
+    return (out / "encoder").is_dir() and ((out / "report.html").is_file() or not (out / "checkpoints").is_dir())

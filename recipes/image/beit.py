@@ -11,10 +11,10 @@ command    mmssl pretrain image/beit --data DIR --out DIR
 hardware   paper: 800 epochs of ImageNet-1k, five days on 16 V100
 published  ImageNet-1k, ViT-B, 300 epochs, fine-tuned: 83.1 % (OpenMMLab's reproduction, with DALL-E's codes)
 ours       not measured yet
-difference the authors' ViT has relative positions shared by its layers and layer scale 0.1; here it has learned
-           absolute positions and, unless --encoder.layer-scale 0.1 is given, no layer scale, so that transformers'
-           ViTModel loads it; every image has the same number of masked patches (78 of 196; official code: at most 75);
-           the tokenizer sees the encoder's view, resized, where theirs sees a second resampling of the same crop
+difference the authors' ViT has relative positions shared by its layers; here it has learned absolute positions, and
+           layer scale is written into the weights, so that transformers' ViTModel loads it; every image has the same
+           number of masked patches (78 of 196; official code: at most 75); the tokenizer sees the encoder's view,
+           resized, where theirs sees a second resampling of the same crop
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class Settings(Common):
 
     input: ImageSpec = field(default_factory=lambda: ImageSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     encoder: EncoderSettings = field(
-        default_factory=lambda: EncoderSettings(positions="learned", drop_path=0.1, initial="truncated")
+        default_factory=lambda: EncoderSettings(
+            positions="learned", drop_path=0.1, layer_scale=0.1, initial="truncated"
+        )
     )
-    """ViT-B."""
+    """ViT-B. Layer scale is 1e-5 for BEiT's ViT-L."""
     clusters: tuple[int, ...] = (8192,)
     layer: int = 9
     first_share: float = 1.0

@@ -2,7 +2,7 @@
 
 paper      Bao et al. 2022, BEiT, arXiv:2106.08254, is about images; what clips add is our choice: a code for each tube,
            and blocks over all times, since a patch hidden for a moment is copied from its neighbours in time; encoder
-           and clips are those of video/videomae
+           and clips are those of video/videomae, initial weights and layer scale those of image/beit
 command    mmssl pretrain video/beit --data DIR --out DIR
            clusters tubes first (OUT/units), then trains on the clusters; with --clusters 8192 8192 once more, on
            clusters of layer 9 of what the first training gave
@@ -34,7 +34,7 @@ class Settings(Common):
     input: VideoSpec = field(default_factory=VideoSpec)
     encoder: EncoderSettings = field(
         default_factory=lambda: EncoderSettings(
-            prefix=0, positions="sincos1d", qkv_bias="qv", drop_path=0.1, initial="truncated"
+            prefix=0, positions="sincos1d", qkv_bias="qv", drop_path=0.1, layer_scale=0.1, initial="truncated"
         )
     )
     """ViT-B without CLS token."""
