@@ -24,7 +24,7 @@ TRAIN = (
     "--scale 0.1 0.5 --batch-size 16 --lr-per 16 --steps 600 --warmup 0.05 --colour-samples 256 --workers 1 "
     "--probe-every 0 --save-every 100 --log-every 20"
 )
-"""About seven minutes on one core."""
+"""About twelve minutes on one core, and five for the judging."""
 JUDGE = "--split val --size 240 --multiple 8 --no-pictures"
 
 

@@ -48,8 +48,8 @@ SETTINGS = {
     "--workers": "1",
     "--probe-every": "0",
 }
-"""About six minutes a seed on two cores. Chosen on other episodes (rendered with --seed 100): from scratch, in so few
-steps, n-pairs learn and semi-hard triplets fall to their margin; the cameras do not move, so nothing is augmented."""
+"""About thirteen minutes a seed on one core. Chosen on other episodes (rendered with --seed 100): from scratch, in so
+few steps, n-pairs learn and semi-hard triplets fall to their margin; the cameras do not move, so nothing is augmented."""
 
 
 @pytest.fixture(scope="module")
