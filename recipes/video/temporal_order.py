@@ -8,7 +8,7 @@ command    mmssl pretrain video/temporal_order --data DIR --out DIR
            vit --encoder.prefix 0 --encoder.positions sincos1d (our extension)
 hardware   not stated
 published  fine-tuned, CaffeNet, UCF101 only: UCF101 50.2 %, HMDB51 18.1 % (means of three splits)
-ours       not at this scale; fish, minutes on a CPU: AUC .798 on other films (docs/results.md)
+ours       not at this scale; fish, minutes on a CPU: AUC .74 on other films over 3 seeds (docs/results.md)
 difference a ResNet for CaffeNet; the rate falls by a cosine, where theirs drops at steps 80,000 and 100,000 (their last
            step is not known to us: the epochs here make 112,000 on UCF101); windows are drawn by frame differences from
            the index, where theirs come from optical flow; gaps of 60 and 15 frames and everything about look-alikes and

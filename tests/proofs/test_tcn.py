@@ -49,7 +49,7 @@ SETTINGS = {
     "--probe-every": "0",
 }
 """About thirteen minutes a seed on one core. Chosen on other episodes (rendered with --seed 100): from scratch, in so
-few steps, n-pairs learn and semi-hard triplets fall to their margin; the cameras do not move, so nothing is augmented."""
+few steps, n-pairs learn and semi-hard triplets fall to their margin; cameras stand still, so nothing is augmented."""
 
 
 @pytest.fixture(scope="module")
