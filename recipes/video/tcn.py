@@ -11,8 +11,8 @@ command    mmssl pretrain video/tcn --data DIR --out DIR; then
            DIR holds SEQUENCE_cam1.mp4, SEQUENCE_cam2.mp4, ... (or cameras.csv: see mmssl/data/cameras.py)
 hardware   not stated
 published  none for this trunk and data: the paper measures its own pouring videos
-ours       not at this size; rendered robot arm, minutes on a CPU: alignment error .079, .191, .061 over 3 seeds, untrained
-           .327 (docs/results.md)
+ours       not at this size; rendered robot arm, minutes on a CPU: alignment error .079, .191, .061 over 3 seeds,
+           untrained .327 (docs/results.md)
 """
 
 from __future__ import annotations
