@@ -4,7 +4,8 @@ Claims, each on held-out files and with the probe's rate chosen on training file
 - the linear probe on the pre-trained encoder beats the same probe on the untrained one, and the interval of the paired
   difference excludes zero, in each modality and for every seed;
 - a probe on shuffled labels is at chance;
-- an encoder pre-trained on pictures whose pixels were shuffled does not beat the untrained one.
+- an encoder pre-trained on pictures or clips whose pixels were shuffled, each file in an order of its own, does not beat
+  the untrained one. On recordings this claim does not hold yet, and its test says so.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
+from scipy.stats import norm
 
 from mmssl.cli import main as mmssl
+from mmssl.data.sources import open_source
 from recipes import demo
 
 pytestmark = pytest.mark.heavy
@@ -58,6 +65,40 @@ def shuffled_pixels(folder: Path) -> Path:
     return folder
 
 
+def shuffled_clips(folder: Path) -> Path:
+    """The training clips of the samples, the luma of each (they are grey) shuffled over space and time; lossless."""
+    source, rng = open_source(demo.SAMPLES / "video", "video"), np.random.default_rng(0)
+    (folder / "train").mkdir(parents=True)
+    for row in source.rows("train").tolist():
+        with av.open(str(demo.SAMPLES / "video" / source.id(row))) as there:
+            clip = np.stack([frame.to_ndarray(format="gray") for frame in there.decode(video=0)])
+        container: Any
+        with av.open(str(folder / "train" / f"{row}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=28)
+            stream.width, stream.height, stream.pix_fmt = clip.shape[2], clip.shape[1], "gray"
+            stream.options = {"qp": "0", "preset": "ultrafast", "threads": "1"}
+            for picture in rng.permutation(clip.reshape(-1)).reshape(clip.shape):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="gray")))
+            container.mux(stream.encode(None))
+    return folder
+
+
+def shuffled_samples(folder: Path) -> Path:
+    """The training recordings of the samples, each with its samples in an order of its own, then bent into a normal
+    distribution by their ranks: shuffling leaves loudness and the share of silence, which tell voices apart."""
+    source, rng = open_source(demo.SAMPLES / "audio", "audio"), np.random.default_rng(0)
+    (folder / "train").mkdir(parents=True)
+    for row in source.rows("train").tolist():
+        sound, rate = soundfile.read(demo.SAMPLES / "audio" / source.id(row))
+        ranks = rng.permutation(sound).argsort(kind="stable").argsort()
+        noise = 0.05 * norm.ppf((ranks + 0.5) / len(ranks))
+        soundfile.write(folder / "train" / f"{row}.wav", noise, rate, subtype="FLOAT")
+    return folder
+
+
+NOISE = "white noise teaches as much as the recordings do: an open defect, see docs/results.md"
+
+
 def test_controls(tmp_path: Path) -> None:
     """Pixel-shuffled pre-training gains nothing, and shuffled labels leave the probe at chance."""
     job = demo.JOBS[0]
@@ -72,3 +113,19 @@ def test_controls(tmp_path: Path) -> None:
     low, high = shuffled["top1_interval"]
     print(f"shuffled labels: {shuffled['top1']:.3f} ({low:.3f} to {high:.3f}), chance 0.1")
     assert low <= 0.1 <= high
+
+
+@pytest.mark.parametrize(
+    ("job", "shuffle"),
+    [
+        pytest.param(demo.JOBS[1], shuffled_clips, id="video"),
+        pytest.param(demo.JOBS[2], shuffled_samples, id="audio", marks=pytest.mark.xfail(strict=True, reason=NOISE)),
+    ],
+)
+def test_shuffled_clips_and_recordings_teach_nothing(
+    job: demo.Job, shuffle: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    figures = demo.train_and_probe(job, tmp_path / "run", data=shuffle(tmp_path / "shuffled"))
+    low, high = figures["difference"]["top1_interval"]
+    print(f"\n{job.folder} on shuffled media: difference to untrained {low:.3f} to {high:.3f}")
+    assert low <= 0
