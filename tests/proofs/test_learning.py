@@ -4,8 +4,8 @@ Claims, each on held-out files and with the probe's rate chosen on training file
 - the linear probe on the pre-trained encoder beats the same probe on the untrained one, and the interval of the paired
   difference excludes zero, in each modality and for every seed;
 - a probe on shuffled labels is at chance;
-- an encoder pre-trained on pictures or clips whose pixels were shuffled, each file in an order of its own, does not beat
-  the untrained one. On recordings this claim does not hold yet, and its test says so.
+- an encoder pre-trained on pictures or clips whose pixels were shuffled, each file in an order of its own, does not
+  beat the untrained one. On recordings this claim does not hold yet, and its test says so.
 """
 
 from __future__ import annotations
