@@ -17,7 +17,7 @@ from mmssl.adaptation.stills import Stills
 from mmssl.adapters.specs import ImageSpec, SoundSpec, Spec
 from mmssl.data.media import Media
 from mmssl.data.sources import Source
-from mmssl.data.views import AudioViews, ImageViews, Sample, VideoViews, Views
+from mmssl.data.views import AudioViews, ImageViews, Sample, VideoViews, Views, ViewsAround
 from mmssl.encoders.base import Encoder
 from mmssl.evaluation.labels import Task, file_labels
 from mmssl.training.recipe import DeviceView, Parts
@@ -62,32 +62,16 @@ class Labelled(Source):
 
 
 @dataclass(frozen=True)
-class LabelledViews(Views):
+class LabelledViews(ViewsAround):
     """Views of the labelled training files only."""
 
-    views: Views
     seed: int
-
-    @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.views.names
-
-    @property
-    def per_file(self) -> int:  # type: ignore[override]
-        return self.views.per_file
-
-    @property
-    def kind(self) -> str | None:  # type: ignore[override]
-        return self.views.kind
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
         return self.views(media, rng)
 
     def arrange(self, source: Source, max_bad_share: float) -> Source:
         return Labelled(source, file_labels(source, self.seed))
-
-    def centre(self) -> Views:
-        return self.views.centre()
 
 
 def training_views(spec: Spec, settings: FinetuneSettings, kind: str) -> Views:

@@ -10,14 +10,14 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment
 
 from mmssl.data.media import Media
-from mmssl.data.views import Sample, Views
+from mmssl.data.views import Sample, ViewsAround
 
 TENTHS = 11
 """Strengths from 0 to 10, as the papers count them."""
 
 
 @dataclass(frozen=True)
-class RandAugmented(Views):
+class RandAugmented(ViewsAround):
     """Views followed by torchvision's RandAugment (Cubuk et al. 2020, arXiv:1909.13719); the frames of a clip share
     every draw.
 
@@ -25,23 +25,10 @@ class RandAugmented(Views):
     (mstd0.5) is not in torchvision and left out.
     """
 
-    views: Views
     operations: int
     magnitude: int
     fill: tuple[float, ...]
     """Colour in [0,1] of what turns and shifts uncover."""
-
-    @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.views.names
-
-    @property
-    def per_file(self) -> int:  # type: ignore[override]
-        return self.views.per_file
-
-    @property
-    def kind(self) -> str | None:  # type: ignore[override]
-        return self.views.kind
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
         augment = RandAugment(
@@ -59,6 +46,3 @@ class RandAugmented(Views):
                 replace(sample, views={name: augment(view) for name, view in sample.views.items()})
                 for sample in samples
             ]
-
-    def centre(self) -> Views:
-        return self.views.centre()

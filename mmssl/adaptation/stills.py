@@ -7,25 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmssl.data.media import Media
-from mmssl.data.views import ImageCentre, Sample, Views
+from mmssl.data.views import ImageCentre, Sample, Views, ViewsAround
 
 
 @dataclass(frozen=True)
-class Stills(Views):
+class Stills(ViewsAround):
     """Clips of one frame, uint8 [1,3,size,size], as the pictures [3,size,size] that they are."""
 
-    kind = "video"
-    views: Views
     size: int
     """Of the pictures."""
-
-    @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.views.names
-
-    @property
-    def per_file(self) -> int:  # type: ignore[override]
-        return self.views.per_file
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
         return [

@@ -77,6 +77,34 @@ class Views(ABC):
         return source
 
 
+@dataclass(frozen=True)
+class ViewsAround(Views):
+    """Views that change what other views cut; what they do not change is that of the others."""
+
+    views: Views
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.views.names
+
+    @property
+    def per_file(self) -> int:  # type: ignore[override]
+        return self.views.per_file
+
+    @property
+    def kind(self) -> str | None:  # type: ignore[override]
+        return self.views.kind
+
+    def centre(self) -> Views:
+        return self.views.centre()
+
+    def fits(self, record: Record) -> bool:
+        return self.views.fits(record)
+
+    def arrange(self, source: Source, max_bad_share: float) -> Source:
+        return self.views.arrange(source, max_bad_share)
+
+
 # ------------------------------------------------------------------------------------------------------------ images
 
 
