@@ -323,6 +323,18 @@ class VideoCentre(Views):
 # ------------------------------------------------------------------------------------------------------------- audio
 
 
+def apart_starts(rng: np.random.Generator, total: int, samples: int, count: int) -> list[int]:
+    """Where `count` segments of `samples` begin in a recording of `total`, in random order and without overlap, all such
+    places equally likely. Where they do not all fit they lie evenly from its beginning to its end, which overlaps
+    least."""
+    free = total - count * samples
+    if free >= 0:
+        starts = np.sort(rng.integers(free + 1, size=count)) + samples * np.arange(count)
+    else:
+        starts = np.linspace(0, max(total - samples, 0), count).astype(np.int64)
+    return rng.permutation(starts).tolist()
+
+
 @dataclass(frozen=True)
 class AudioViews(Views):
     """Random segments of one recording, one a name, each float32 [samples] at `rate`; only the segments are read.
@@ -338,14 +350,19 @@ class AudioViews(Views):
     short: Literal["pad", "loop"] = "pad"
     needed: int = 1
     """Samples of a segment that must be the recording's own; a recording that has fewer is skipped."""
+    apart: bool = False
+    """The segments of a sample share no instant, as far as the recording is long enough: see `apart_starts`."""
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
-        return self._cut(media, lambda free: int(rng.integers(free + 1)))
+        if self.apart:
+            return self._cut(media, lambda total: apart_starts(rng, total, self.samples, len(self.names)))
+        return self._cut(media, lambda total: [int(rng.integers(max(total - self.samples, 0) + 1)) for _ in self.names])
 
     def centre(self) -> Views:
         return AudioCentre(self.rate, self.samples, short=self.short)
 
-    def _cut(self, media: Media, place: Callable[[int], int]) -> list[Sample]:
+    def _cut(self, media: Media, place: Callable[[int], list[int]]) -> list[Sample]:
+        """`place` gives where the segments begin in a recording of so many samples."""
         record = media.record
         whole = None
         if record.frames is None or record.rate is None:  # nobody verified this file, so its length is not known
@@ -358,7 +375,7 @@ class AudioViews(Views):
             raise UnreadableMedia(f"{media.name}: too short: {have:.3g} s, and {need:.3g} s are needed")
         cut = []
         for _ in range(self.per_file):
-            starts = [place(max(total - self.samples, 0)) for _ in self.names]
+            starts = place(total)
             waves = [self._segment(media, whole, start) for start in starts]
             views = dict(zip(self.names, (self._fill(wave) for wave in waves), strict=True))
             real = [self.samples if self.short == "loop" else len(wave) for wave in waves]
@@ -386,7 +403,7 @@ class AudioCentre(AudioViews):
     """The segment in the middle of the recording."""
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
-        return self._cut(media, lambda free: free // 2)
+        return self._cut(media, lambda total: [max(total - self.samples, 0) // 2 for _ in self.names])
 
     def centre(self) -> Views:
         return self

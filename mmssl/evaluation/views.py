@@ -98,7 +98,7 @@ class SpacedSegments(AudioViews):
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
         turn = iter(range(self.per_file))
-        return self._cut(media, lambda free: int(spaced(free, self.per_file)[next(turn)]))
+        return self._cut(media, lambda total: [int(spaced(max(total - self.samples, 0), self.per_file)[next(turn)])])
 
     def centre(self) -> Views:
         return self

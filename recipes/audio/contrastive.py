@@ -48,6 +48,9 @@ class Settings(Common):
     """Noise added to the second segment, over its loudness (the paper's 0.001 of a whole 10 s clip); 0 for none."""
     short: Literal["pad", "loop"] = "pad"
     """A recording shorter than a segment is followed by zeros, or repeated."""
+    apart: bool = False
+    """The two segments share no instant where the recording is long enough; COLA lets them overlap, and what they then
+    share, noise for one, can be matched without hearing what it is."""
 
     epochs: float = 500
     batch_size: int = 1024
@@ -72,7 +75,9 @@ def build(settings: Settings) -> Parts:
         similarity=settings.similarity,
         symmetric=settings.symmetric,
     )
-    views = AudioViews(rate=spec.rate, samples=spec.samples, names=objective.views, short=settings.short)
+    views = AudioViews(
+        rate=spec.rate, samples=spec.samples, names=objective.views, short=settings.short, apart=settings.apart
+    )
     noise = GaussianNoise(names=objective.views[1:], scale=settings.noise, samples=spec.samples)
     return Parts(objective, views, [noise] if settings.noise > 0 else [])
 

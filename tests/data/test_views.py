@@ -29,6 +29,7 @@ from mmssl.data.views import (
     Short,
     VideoViews,
     Views,
+    apart_starts,
     clip_indices,
     clip_span,
     within_file,
@@ -285,6 +286,24 @@ def test_segments_are_parts_of_the_whole_recording(tmp_path: Path, rate: int, ve
     assert max(starts) <= 28000
     assert max(starts) > 24000
     assert min(starts) < 4000
+
+
+def test_segments_apart_share_no_instant_wherever_the_recording_is_long_enough(tmp_path: Path) -> None:
+    """Every way to place them comes up, either may be first, and too short a recording has the two at its ends."""
+    cut = AudioViews(16000, 4000, names=("a", "b"), per_file=200, apart=True)
+    for seconds, least in ((0.6, 4000), (0.5, 4000), (0.4, 2400), (0.2, 0)):
+        media = sound(tmp_path / f"{seconds}.wav", seconds)
+        starts = torch.stack([sample.targets["start"] for sample in cut(media, rng())]) * 16000  # [200,2]
+        gaps = (starts[:, 0] - starts[:, 1]).abs().round()
+        assert gaps.min() >= least
+        assert starts.max() <= max(seconds * 16000 - 4000, 0)
+        assert 60 < (starts[:, 0] < starts[:, 1]).sum() < 140 or least == 0
+        if seconds == 0.6:
+            assert len(gaps.unique()) > 100
+            assert gaps.max() > 5400
+            assert 400 < starts.min(1).values.mean() < 700, "a third of the 1,600 samples that are free"
+    apart = apart_starts(rng(), 10_000, 2000, 3)
+    assert min(np.diff(sorted(apart))) >= 2000
 
 
 def test_verified_or_not_a_recording_gives_the_same_segments(tmp_path: Path) -> None:
