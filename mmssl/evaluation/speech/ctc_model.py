@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmssl.encoders.configs import config_of
-from mmssl.encoders.layouts import WAVLM, layout_of, to_hub
+from mmssl.encoders.layouts import WAVLM, layout_of
 from mmssl.encoders.processors import processor_config
 from mmssl.encoders.speech import SpeechEncoder
+from mmssl.encoders.weights import to_hub
 from mmssl.evaluation.layer_states import states_of
 from mmssl.evaluation.speech.transcripts import BLANK, SPACE, UNKNOWN, Vocabulary
 from mmssl.files import write_json, writing
