@@ -39,7 +39,7 @@ from mmssl.data.views import ImageViews
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.conv import ConvEncoder
 from mmssl.evaluation.features import extract_all
-from mmssl.evaluation.knn import knn_predict
+from mmssl.evaluation.probes.knn import knn_predict
 from mmssl.training.loop import train
 from mmssl.training.recipe import Parts, load_recipe
 

@@ -83,17 +83,17 @@ def pretrain(argv: Sequence[str]) -> None:
 
 
 EVALUATIONS = {
-    "knn": "mmssl.evaluation.knn:KnnSettings",
-    "linear": "mmssl.evaluation.linear:LinearSettings",
-    "windows": "mmssl.evaluation.windows:WindowsSettings",
-    "layers": "mmssl.evaluation.layers:LayersSettings",
-    "discrimination": "mmssl.evaluation.discrimination:DiscriminationSettings",
-    "ctc": "mmssl.evaluation.ctc:CtcSettings",
-    "attentive": "mmssl.evaluation.attentive:AttentiveSettings",
-    "retrieval": "mmssl.evaluation.retrieval:RetrievalSettings",
+    "knn": "mmssl.evaluation.probes.knn:KnnSettings",
+    "linear": "mmssl.evaluation.probes.linear:LinearSettings",
+    "windows": "mmssl.evaluation.probes.windows:WindowsSettings",
+    "layers": "mmssl.evaluation.probes.layers:LayersSettings",
+    "discrimination": "mmssl.evaluation.speech.discrimination:DiscriminationSettings",
+    "ctc": "mmssl.evaluation.speech.ctc:CtcSettings",
+    "attentive": "mmssl.evaluation.probes.attentive:AttentiveSettings",
+    "retrieval": "mmssl.evaluation.probes.retrieval:RetrievalSettings",
     "finetune": "mmssl.adaptation.settings:FinetuneSettings",
-    "alignment": "mmssl.evaluation.alignment:AlignmentSettings",
-    "propagation": "mmssl.evaluation.tracking:PropagationSettings",
+    "alignment": "mmssl.evaluation.cameras.alignment:AlignmentSettings",
+    "propagation": "mmssl.evaluation.tracking.command:PropagationSettings",
 }
 """Name -> settings class with a method `run()`; a new evaluation is one file and one line here."""
 

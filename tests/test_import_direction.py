@@ -1,5 +1,6 @@
 """Claim: imports point left to right in the drawing of docs/design.md and never back, also where they stand inside a
-function or serve types only. Read from the source by `ast`, so that a module that is never loaded counts too."""
+function or serve types only; folders inside a room import what lies at its top and themselves, never each other, and
+the top imports no folder. Read from the source by `ast`, so that a module that is never loaded counts too."""
 
 from __future__ import annotations
 
@@ -35,19 +36,27 @@ def room_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(source: str) -> set[str]:
-    """Rooms and modules of mmssl that a source file imports, anywhere in it."""
+def modules(source: str) -> set[str]:
+    """Dotted names that a source file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("mmssl.")}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def imported(source: str) -> set[str]:
+    """Rooms and modules of mmssl that a source file imports."""
+    return {name.split(".")[1] for name in modules(source) if name.startswith("mmssl.")}
+
+
+def folders(source: str) -> set[str]:
+    """Folders inside rooms, as room/folder, that a source file imports from."""
+    places = {tuple(name.split(".")[1:3]) for name in modules(source) if name.startswith("mmssl.")}
+    return {"/".join(place) for place in places if len(place) == 2 and PACKAGE.joinpath(*place).is_dir()}
 
 
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")  # the front door opens rooms
@@ -58,6 +67,14 @@ def test_imports_point_one_way(file: Path) -> None:
     room = room_of(file)
     back = imported(file.read_text("utf-8")) - ALLOWED[room] - COMMON - {room, "__version__"}
     assert not back, f"{room} may not import {', '.join(sorted(back))}"
+
+
+@pytest.mark.parametrize("room", sorted({path.parent.parent.name for path in PACKAGE.glob("*/*/__init__.py")}))
+def test_folders_of_a_room_stand_apart(room: str) -> None:
+    for file in (PACKAGE / room).rglob("*.py"):
+        others = folders(file.read_text("utf-8")) - {file.parent.relative_to(PACKAGE).as_posix()}
+        others = {name for name in others if name.split("/")[0] == room}
+        assert not others, f"{file} may not import {', '.join(sorted(others))}"
 
 
 def test_common_modules_import_only_each_other() -> None:
@@ -77,3 +94,5 @@ def test_there_is_no_way_round() -> None:
 def test_hidden_imports_are_seen() -> None:
     source = "if x:\n from mmssl.training.loop import Run\ndef f():\n import mmssl.report.build\n from mmssl import cli"
     assert imported(source) == {"training", "report", "cli"}
+    assert folders("from mmssl.evaluation.probes.knn import CHUNK") == {"evaluation/probes"}
+    assert folders("from mmssl.evaluation import probes, frame") == {"evaluation/probes"}

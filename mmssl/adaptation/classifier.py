@@ -29,14 +29,11 @@ from mmssl.encoders.layouts import (
     VIVIT,
     WAVLM,
     Layout,
-    State,
-    canonical,
-    from_hub,
     layout_of,
-    to_hub,
 )
 from mmssl.encoders.processors import processor_config
 from mmssl.encoders.vit import ViT
+from mmssl.encoders.weights import State, canonical, from_hub, to_hub
 from mmssl.errors import UserError
 from mmssl.files import write_json, writing
 

@@ -6,7 +6,6 @@ import dataclasses
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -23,11 +22,11 @@ from mmssl.data.sources import Source, open_source
 from mmssl.data.views import Views
 from mmssl.encoders.base import Encoder
 from mmssl.errors import UserError
+from mmssl.evaluation.frame import Figures, beside, complete, publish
 from mmssl.evaluation.labels import Task, file_labels
 from mmssl.evaluation.metrics import chance, difference, score
-from mmssl.evaluation.results import data_of, encode, settings_of, versions, write_result
-from mmssl.evaluation.subject import describe, untrained
-from mmssl.evaluation.table import print_table
+from mmssl.evaluation.results import data_of, encode
+from mmssl.evaluation.subject import untrained
 from mmssl.evaluation.views import kind_for
 from mmssl.files import writing
 from mmssl.report.build import write_report
@@ -92,9 +91,9 @@ def run_finetune(settings: FinetuneSettings) -> dict[str, Any]:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-    result = summary(settings, encoder, source, task, views, found)
-    result |= {"device": str(accelerator.device), "seconds": round(time.monotonic() - begin, 3)}
-    on_main(accelerator, lambda: tell(settings.out, result))
+    told = figures(settings, source, task, views, found)
+    result = complete(settings, "finetune", encoder, told, str(accelerator.device), begin)
+    on_main(accelerator, lambda: publish(settings.out, result))
     accelerator.end_training()
     return result
 
@@ -126,52 +125,28 @@ def write_model(run: Run, display: Display) -> None:
     agree(run.accelerator, problem, f"{run.settings.out} could not be finished by the main process, which says why.")
 
 
-def summary(
-    settings: FinetuneSettings, encoder: Encoder, source: Source, task: Task, views: Views, found: dict[str, Tested]
-) -> dict[str, Any]:
-    """All figures, in the form of every evaluation."""
+def figures(settings: FinetuneSettings, source: Source, task: Task, views: Views, found: dict[str, Tested]) -> Figures:
+    """What is found out, in the form of every evaluation."""
     rows = found["trained"].rows
     labels = [tuple(source.label(int(row)) for row in side) for side in (task.train, rows)]
     known, truth = (encode(side, task.classes) for side in labels)
     answers = {name: tested.logits.argmax(1) for name, tested in found.items()}
-    figures = {
-        name: {
-            **dataclasses.asdict(score(truth, answer, task.classes, rows, settings.seed)),
+
+    def scored(name: str) -> Figures:
+        return {
+            **dataclasses.asdict(score(truth, answers[name], task.classes, rows, settings.seed)),
             "rate": settings.lr,
             "decay": settings.weight_decay,
             "model": str(settings.out.with_suffix("") / name / "model"),
         }
-        for name, answer in answers.items()
-    }
-    twin, gain = None, None
-    if "untrained" in answers:
-        twin = {"seed": settings.seed, **figures["untrained"]}
-        compared = difference(truth, answers["trained"], answers["untrained"], rows, settings.seed)
-        gain = dataclasses.asdict(compared)
+
+    def gain(name: str, other: str) -> Figures:
+        return dataclasses.asdict(difference(truth, answers[name], answers[other], rows, settings.seed))
+
+    examples, skipped = (len(known), len(truth)), found["trained"].skipped
     return {
-        "evaluation": "finetune",
-        "settings": settings_of(settings),
-        "encoder": describe(encoder, settings.encoder),
-        "data": data_of(
-            settings.data,
-            "data",
-            source,
-            task,
-            views,
-            examples=(len(known), len(truth)),
-            skipped=found["trained"].skipped,
-        ),
-        "trained": figures["trained"],
-        "untrained": twin,
-        "difference": gain,
-        "further_untrained": [],
+        "data": data_of(settings.data, "data", source, task, views, examples=examples, skipped=skipped),
+        **beside(tuple(found), scored, gain, settings.seed),
         "shuffled": None,
         "chance": dataclasses.asdict(chance(known, truth)),
-        "versions": versions(),
     }
-
-
-def tell(out: Path, result: dict[str, Any]) -> None:
-    write_result(out, result)
-    print_table(result)
-    print(f"All figures: {out}")

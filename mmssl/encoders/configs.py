@@ -22,11 +22,11 @@ from mmssl.encoders.dense import DenseEncoder, DenseSettings
 from mmssl.encoders.efficientnet import EfficientNet, EfficientNetSettings
 from mmssl.encoders.efficientnet import config_of as efficientnet_config
 from mmssl.encoders.headed import HeadedEncoder, HeadSettings, build_head
+from mmssl.encoders.key_maps import POSITIONS
 from mmssl.encoders.layouts import (
     AST,
     EFFICIENTNET,
     HUBERT,
-    POSITIONS,
     RESNET_MODEL,
     VIDEOMAE,
     VIT,
@@ -35,7 +35,6 @@ from mmssl.encoders.layouts import (
     VJEPA2,
     WAVLM,
     Layout,
-    State,
 )
 from mmssl.encoders.positions import split_separable
 from mmssl.encoders.processors import audio_spec, picture_statistics, spec_from_facts
@@ -43,6 +42,7 @@ from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.encoders.speech_config import config_of as speech_config
 from mmssl.encoders.speech_config import from_config as speech_from_config
 from mmssl.encoders.vit import Positions, ViT, ViTSettings, fixed_positions
+from mmssl.encoders.weights import State
 from mmssl.errors import UserError
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -82,7 +82,7 @@ def config_of(encoder: Encoder, layout: Layout) -> dict[str, Any]:
     from transformers import AutoConfig
 
     if isinstance(encoder, ViT):
-        facts["settings"]["layer_scale"] = None  # the weights have it in them: layouts.fold_layer_scale
+        facts["settings"]["layer_scale"] = None  # the weights have it in them: weights.fold_layer_scale
     if isinstance(encoder, EfficientNet):
         settings = efficientnet_config(encoder)
     elif isinstance(encoder, SpeechEncoder):

@@ -15,8 +15,9 @@ from torch import Tensor
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.card import model_card
 from mmssl.encoders.configs import build, config_of, from_facts
-from mmssl.encoders.layouts import READABLE, Layout, State, canonical, from_hub, layout_of, to_hub
+from mmssl.encoders.layouts import READABLE, Layout, layout_of
 from mmssl.encoders.processors import processor_config
+from mmssl.encoders.weights import State, canonical, from_hub, to_hub
 from mmssl.errors import UserError
 
 WEIGHTS = "model.safetensors"

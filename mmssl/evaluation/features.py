@@ -194,3 +194,14 @@ def save_cached(cache: Path | None, key: str, stored: dict[str, np.ndarray]) -> 
             f"Features cannot be kept in {cache} ({error.strerror}): free some space there, set MMSSL_CACHE to another"
             " folder, or give --no-cache."
         ) from error
+
+
+def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale [D] that make features [N,D] what BatchNorm1d(affine=False) makes of them.
+
+    MAE puts that layer before its head (arXiv:2111.06377, appendix A.1). Its fixed epsilon would shrink encoders whose
+    features vary little, untrained ones above all, so only what varies less than fp32 can tell is held down here.
+    """
+    wide = x.double()
+    mean = wide.mean(0)
+    return mean.float(), wide.std(0, correction=0).clamp_min(1e-12).maximum(1e-5 * mean.abs()).float()

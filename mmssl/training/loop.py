@@ -32,7 +32,7 @@ from mmssl.training.interrupt import Interrupt
 from mmssl.training.log import JsonLines, Value
 from mmssl.training.optim import build_optimizer, set_lr
 from mmssl.training.progress import Display
-from mmssl.training.recipe import Parts
+from mmssl.training.recipe import Parts, check_parts, needed_noise
 from mmssl.training.schedule import SCHEDULES
 from mmssl.training.settings import Settings
 from mmssl.training.start import check_out, compile_blocks, make_accelerator, write_recipe
@@ -369,26 +369,6 @@ class Run:
         if self.accelerator.is_main_process:
             for name, reason in self.source.problems():
                 self.skips.append({"step": 0, "file": name, "reason": reason})
-
-
-def needed_noise(parts: Parts) -> dict[str, int]:
-    """Draws a sample that the objective and the device views ask for."""
-    noise = dict(parts.objective.noise)
-    for view in parts.device_views:
-        for name, count in view.noise.items():
-            if name in noise:
-                raise UserError(f"Two parts of the recipe ask for draws named '{name}': rename one of them.")
-            noise[name] = count
-    return noise
-
-
-def check_parts(parts: Parts) -> None:
-    missing = set(parts.objective.views) - set(parts.views.names)
-    if missing:
-        raise UserError(
-            f"{type(parts.objective).__name__} reads the views {', '.join(parts.objective.views)}, and the recipe cuts "
-            f"{', '.join(parts.views.names)}: give the views of both the same names."
-        )
 
 
 def chain_first(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:

@@ -52,6 +52,26 @@ class DeviceView(Protocol):
     def __call__(self, batch: Batch) -> Batch: ...
 
 
+def needed_noise(parts: Parts) -> dict[str, int]:
+    """Draws a sample that the objective and the device views ask for."""
+    noise = dict(parts.objective.noise)
+    for view in parts.device_views:
+        for name, count in view.noise.items():
+            if name in noise:
+                raise UserError(f"Two parts of the recipe ask for draws named '{name}': rename one of them.")
+            noise[name] = count
+    return noise
+
+
+def check_parts(parts: Parts) -> None:
+    missing = set(parts.objective.views) - set(parts.views.names)
+    if missing:
+        raise UserError(
+            f"{type(parts.objective).__name__} reads the views {', '.join(parts.objective.views)}, and the recipe cuts "
+            f"{', '.join(parts.views.names)}: give the views of both the same names."
+        )
+
+
 def recipe_folder() -> Path:
     """The recipes of the checkout, or those that the wheel carries."""
     package = Path(__file__).resolve().parents[1]

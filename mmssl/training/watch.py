@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmssl.evaluation.monitor import Monitor
+from mmssl.evaluation.probes.monitor import Monitor
 from mmssl.files import writing
 from mmssl.report.pictures import save_pictures
 from mmssl.types import Batch

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmssl.adapters.specs import ImageSpec
-from mmssl.data.cameras import CameraViews
+from mmssl.data.camera_views import CameraViews
 from mmssl.data.device_views import Photometric
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.encoders.headed import HeadSettings

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmssl.adapters.specs import ImageSpec
-from mmssl.data.cameras import WindowViews
+from mmssl.data.camera_views import WindowViews
 from mmssl.data.device_views import Photometric
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.encoders.headed import HeadSettings

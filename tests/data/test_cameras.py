@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mmssl.data import cameras
-from mmssl.data.cameras import CameraSource, CameraViews, WindowViews
+from mmssl.data.camera_views import CameraViews, WindowViews
+from mmssl.data.cameras import CameraSource
 from mmssl.data.media import UnreadableMedia
 from mmssl.data.sources import open_source
 from mmssl.data.video import open_video

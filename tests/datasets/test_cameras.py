@@ -15,7 +15,7 @@ import pytest
 
 from mmssl.data.cameras import CameraSource
 from mmssl.data.sources import open_source
-from mmssl.evaluation.states import read_states
+from mmssl.evaluation.cameras.states import read_states
 from tests.media import make_video
 
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from mmssl.evaluation.tracking import open_tracks
-from tests.evaluation.tracked import write_davis, write_list
+from mmssl.evaluation.tracking.command import open_tracks
+from tests.evaluation.tracking.tracked import write_davis, write_list
 
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"
 

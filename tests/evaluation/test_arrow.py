@@ -14,9 +14,9 @@ from mmssl.data.sources import open_source
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.evaluation.features import extract
-from mmssl.evaluation.knn import KnnSettings, knn_predict
 from mmssl.evaluation.labels import footage_labels
-from mmssl.evaluation.linear import LinearSettings
+from mmssl.evaluation.probes.knn import KnnSettings, knn_predict
+from mmssl.evaluation.probes.linear import LinearSettings
 from mmssl.evaluation.views import ArrowViews
 from mmssl.types import Encoded
 

@@ -21,8 +21,8 @@ from mmssl.errors import UserError
 from mmssl.evaluation import features
 from mmssl.evaluation.embed import EmbedSettings, run_embed
 from mmssl.evaluation.features import extract
-from mmssl.evaluation.knn import KnnSettings
-from mmssl.evaluation.linear import LinearSettings
+from mmssl.evaluation.probes.knn import KnnSettings
+from mmssl.evaluation.probes.linear import LinearSettings
 from mmssl.evaluation.subject import encoder_hash, untrained
 from mmssl.evaluation.views import evaluation_views
 from tests.evaluation.standins import write_moving_squares, write_stripes, write_tones

@@ -23,9 +23,9 @@ from mmssl.adapters.specs import WaveformSpec
 from mmssl.cli import main
 from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.errors import UserError
-from mmssl.evaluation.attentive import AttentiveSettings
-from mmssl.evaluation.knn import KnnSettings
-from mmssl.evaluation.linear import LinearSettings
+from mmssl.evaluation.probes.attentive import AttentiveSettings
+from mmssl.evaluation.probes.knn import KnnSettings
+from mmssl.evaluation.probes.linear import LinearSettings
 from mmssl.evaluation.subject import encoder_hash, untrained
 from tests.evaluation.standins import write_tones
 from tests.media import make_audio

@@ -25,7 +25,7 @@ from mmssl.adapters.specs import AudioSpec, ImageSpec, VideoSpec
 from mmssl.adapters.spectrogram import SpectrogramPatches
 from mmssl.adapters.video import VideoTubelets
 from mmssl.encoders.conv import ConvEncoder
-from mmssl.encoders.layouts import VJEPA2_BLOCK, VJEPA2_FUSED, VJEPA2_TRUNK
+from mmssl.encoders.key_maps import VJEPA2_BLOCK, VJEPA2_FUSED, VJEPA2_TRUNK
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError
 from mmssl.objectives.latent_prediction import LatentPrediction, latent_loss, latent_targets

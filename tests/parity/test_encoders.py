@@ -20,7 +20,7 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from mmssl import Encoder
 from mmssl.encoders.conv import ConvEncoder
-from mmssl.encoders.layouts import BLOCK, FUSED
+from mmssl.encoders.key_maps import BLOCK, FUSED
 from mmssl.encoders.vit import ViT
 
 TRUNK: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 48}

@@ -23,7 +23,8 @@ from mmssl.adapters.image import ImagePatches
 from mmssl.adapters.specs import ImageSpec, VideoSpec
 from mmssl.adapters.video import VideoTubelets
 from mmssl.data.views import centre_crop
-from mmssl.encoders.layouts import VJEPA2, VJEPA2_BLOCK, VJEPA2_FUSED, VJEPA2_TRUNK, layout_of
+from mmssl.encoders.key_maps import VJEPA2_BLOCK, VJEPA2_FUSED, VJEPA2_TRUNK
+from mmssl.encoders.layouts import VJEPA2, layout_of
 from mmssl.encoders.positions import rope_3d, turn
 from mmssl.encoders.vit import ViT, ViTSettings
 from mmssl.errors import UserError

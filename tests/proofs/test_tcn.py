@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from mmssl.cli import main as mmssl
-from mmssl.evaluation.alignment import AlignmentSettings
+from mmssl.evaluation.cameras.alignment import AlignmentSettings
 
 pytestmark = pytest.mark.heavy
 

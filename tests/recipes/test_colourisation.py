@@ -18,7 +18,7 @@ import mmssl
 from mmssl.cli import main
 from mmssl.encoders.dense import DenseEncoder
 from mmssl.targets.codebook import Codebook
-from tests.evaluation.tracked import write_davis
+from tests.evaluation.tracking.tracked import write_davis
 from tests.runs import metrics, options, pretrain, side_by_side, trace
 
 RECIPE = "video/colourisation"

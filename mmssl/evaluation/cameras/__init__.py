@@ -1,0 +1,1 @@
+"""`mmssl evaluate alignment`: synchronised cameras, and the state of what they see."""
