@@ -324,9 +324,11 @@ class VideoCentre(Views):
 
 
 def apart_starts(rng: np.random.Generator, total: int, samples: int, count: int) -> list[int]:
-    """Where `count` segments of `samples` begin in a recording of `total`, in random order and without overlap, all such
-    places equally likely. Where they do not all fit they lie evenly from its beginning to its end, which overlaps
-    least."""
+    """Where `count` segments of `samples` begin in a recording of `total`, in random order and without overlap.
+
+    All such places are equally likely. Where the segments do not all fit they lie evenly from its beginning to its end,
+    which overlaps least.
+    """
     free = total - count * samples
     if free >= 0:
         starts = np.sort(rng.integers(free + 1, size=count)) + samples * np.arange(count)

@@ -54,6 +54,8 @@ class Settings(Common):
     """Share of the picture's area that a crop covers."""
     flip: bool = True
     """Mirror half of the clips."""
+    motion: bool = False
+    """Prefer clips in which much moves: where nothing does, the same place has the colour."""
 
     steps: int | None = 400_000
     batch_size: int = 32
@@ -83,6 +85,7 @@ def build(settings: Settings) -> Parts:
         crop="random_resized",
         scale=settings.scale,
         flip=settings.flip,
+        motion=settings.motion,
         needed=spec.frames,  # a target that repeats its reference would be copied from the same place
     )
     return Parts(objective, views)
