@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmssl.adapters.specs import VideoSpec, WaveformSpec
 from mmssl.errors import UserError
 from mmssl.evaluation.features import Features, extract
 from mmssl.evaluation.views import evaluation_views
@@ -162,13 +163,14 @@ def collect(
     saved: the file then says why, and so does the report.
 
     Args:
-        limit: most samples; 2,000, or 500 videos, which cost more to decode, if None.
+        limit: most samples; 2,000 if None, or 500 videos, which cost more to decode, or whole waveforms, which cost more
+            to encode.
         workers: processes that decode; none for up to 256 samples, else up to 4, if None.
 
     Returns:
         OUT/neighbours.json. `write_report` reads only this file and its thumbnails.
     """
-    limit = limit or (500 if encoder.spec.modality == "video" else 2000)
+    limit = limit or (500 if isinstance(encoder.spec, VideoSpec | WaveformSpec) else 2000)
     rows = np.sort(np.random.default_rng(seed).permutation(source.rows(None))[:limit])
     if workers is None:
         workers = 0 if len(rows) <= 256 else min(4, os.cpu_count() or 1)

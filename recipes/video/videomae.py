@@ -41,6 +41,8 @@ class Settings(Common):
     decoder: Decoder = field(default_factory=Decoder)
     mask_ratio: float = 0.9
     """Share of the tubes that the encoder does not see."""
+    norm_pixels: bool = True
+    """Predict each cube normalised by its own mean and deviation, channel by channel."""
     clips: int = 1
     """Clips cut from one decode of a file (repeated sampling)."""
     interval: float | None = None
@@ -69,7 +71,7 @@ def build(settings: Settings) -> Parts:
         decoder_heads=decoder.heads,
         decoder_bias="qv",
         projection_bias=False,
-        target="patch_norm_channel",
+        target="patch_norm_channel" if settings.norm_pixels else "pixels",
     )
     views = VideoViews(
         size=spec.size, frames=spec.frames, stride=spec.stride, interval=settings.interval, per_file=settings.clips

@@ -8,7 +8,7 @@ The recordings are the user's: MMSSL_SOUND is a folder in which the scripts of d
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from torchaudio.compliance.kaldi import fbank
 from mmssl.data.audio import read_audio
 from mmssl.data.sources import Source, open_source
 from mmssl.encoders.base import Encoder, TokenEncoder
-from mmssl.evaluation.features import extract_all
+from mmssl.evaluation.features import extract
 from mmssl.evaluation.labels import Task, file_labels
 from mmssl.evaluation.layer_states import collect_states
 from mmssl.evaluation.metrics import difference
@@ -30,7 +30,6 @@ from mmssl.evaluation.probes.layer_heads import layer_probe
 from mmssl.evaluation.probes.linear import DECAYS, RATES, linear_probe
 from mmssl.evaluation.reading import Files
 from mmssl.evaluation.results import encode
-from mmssl.evaluation.subject import untrained
 from mmssl.evaluation.views import evaluation_views
 from mmssl.targets.mfcc import Mfcc
 
@@ -107,33 +106,28 @@ def answers(question: Question, predict: Predict) -> np.ndarray:
     return np.concatenate([predict(task) for task in question.folds])
 
 
-def by_layers(question: Question, encoders: Sequence[Encoder], workers: int = 1) -> list[np.ndarray]:
-    """SUPERB's probe, a weighted sum of layers, of each encoder."""
-    files = Files(question.source, evaluation_views(encoders[0].spec), question.rows, 0)
-    options = {"batch_size": 32, "workers": workers, "device": torch.device("cpu"), "cache": None}
-    found = []
-    for states in collect_states(encoders, files, **options):
+def by_layers(question: Question, encoder: Encoder) -> np.ndarray:
+    """SUPERB's probe, a weighted sum of layers."""
+    files = Files(question.source, evaluation_views(encoder.spec), question.rows, 0)
+    (states,) = collect_states([encoder], files, batch_size=32, workers=1, device=torch.device("cpu"), cache=None)
+    at = {int(row): n for n, row in enumerate(states.rows)}
 
-        def predict(task: Task, states=states) -> np.ndarray:
-            train, test = (np.flatnonzero(np.isin(states.rows, side)) for side in (task.train, task.test))
-            assert (states.rows[test] == np.sort(task.test)).all()
-            labels = encode([question.source.label(int(row)) for row in states.rows[train]], task.classes)
-            head = layer_probe(
-                torch.from_numpy(states.x[train]),
-                torch.from_numpy(labels),
-                classes=len(task.classes),
-                groups=states.rows[train],
-                rates=(1e-1, 1e-2, 1e-3),
-                epochs=50,
-                batch=256,
-                seed=0,
-            )
-            at = {int(row): n for n, row in enumerate(states.rows[test])}
-            predicted = head.predict(torch.from_numpy(states.x[test])).numpy()
-            return predicted[[at[int(row)] for row in task.test]]
+    def predict(task: Task) -> np.ndarray:
+        train, test = ([at[int(row)] for row in side] for side in (task.train, task.test))
+        labels = encode([question.source.label(int(row)) for row in task.train], task.classes)
+        head = layer_probe(
+            torch.from_numpy(states.x[train]),
+            torch.from_numpy(labels),
+            classes=len(task.classes),
+            groups=task.train,
+            rates=(1e-1, 1e-2, 1e-3),
+            epochs=50,
+            batch=256,
+            seed=0,
+        )
+        return head.predict(torch.from_numpy(states.x[test])).numpy()
 
-        found.append(answers(question, predict))
-    return found
+    return answers(question, predict)
 
 
 def by_vectors(question: Question, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -159,11 +153,20 @@ def by_vectors(question: Question, x: np.ndarray, rows: np.ndarray) -> np.ndarra
     return answers(question, predict)
 
 
-def by_pooled(question: Question, encoders: Sequence[Encoder], workers: int = 1) -> list[np.ndarray]:
-    """A linear probe of what each encoder says of the middle of a recording."""
-    views = evaluation_views(encoders[0].spec)
-    found = extract_all(encoders, question.source, question.rows, views=views, workers=workers, device="cpu")
-    return [by_vectors(question, features.x, features.rows) for features in found]
+def by_pooled(question: Question, encoder: Encoder) -> np.ndarray:
+    """A linear probe of what an encoder says of the middle of a recording."""
+    views = evaluation_views(encoder.spec)
+    features = extract(encoder, question.source, question.rows, views=views, workers=1)
+    return by_vectors(question, features.x, features.rows)
+
+
+Answers = dict[str, np.ndarray]
+"""By question: classes int64 [Q]."""
+
+
+def ask(encoder: Encoder) -> Answers:
+    by = by_layers if isinstance(encoder, TokenEncoder) else by_pooled
+    return {question.name: by(question, encoder) for question in questions()}
 
 
 @dataclass(frozen=True)
@@ -179,23 +182,21 @@ class Gain:
         return f"{self.trained:.3f} ({self.untrained:.3f}, {self.low:+.3f} to {self.high:+.3f})"
 
 
-def gains(encoder: Encoder, seed: int, twin: Encoder | None = None) -> dict[str, Gain]:
-    """Of an encoder over its untrained twin (or another encoder) on every question; intervals are those of the paired
-    difference over test files, 95 %."""
-    pair = [encoder, twin or untrained(encoder, seed)]
-    ask = by_layers if isinstance(encoder, TokenEncoder) and encoder.spec.modality == "audio" else by_pooled
+def gains(trained: Answers, plain: Answers) -> dict[str, Gain]:
+    """Over the same encoder untrained, on every question; intervals are those of the paired difference over test files,
+    95 %."""
     found = {}
     for question in questions():
-        one, other = ask(question, pair)
-        truth = question.truth
-        edges = difference(truth, one, other, question.tested, seed).top1_interval
+        one, other, truth = trained[question.name], plain[question.name], question.truth
+        edges = difference(truth, one, other, question.tested).top1_interval
         found[question.name] = Gain(float((one == truth).mean()), float((other == truth).mean()), *edges)
     return found
 
 
 def floors() -> dict[str, dict[str, float]]:
     """What needs no encoder: mean and deviation over time of 40 log-mel bands, and of HuBERT's 39 MFCC values."""
-    mfcc, found = Mfcc(), {}
+    mfcc = Mfcc()
+    found: dict[str, dict[str, float]] = {}
     for question in questions():
         simple: dict[str, list[torch.Tensor]] = {"log-mel": [], "MFCC": []}
         for row in question.rows:

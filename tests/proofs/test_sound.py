@@ -20,7 +20,8 @@ import pytest
 
 from mmssl.cli import main as mmssl
 from mmssl.encoders.base import Encoder
-from tests.proofs.sound import Gain, floors, folder, gains, recordings_to_train_on
+from mmssl.evaluation.subject import untrained
+from tests.proofs.sound import Gain, ask, floors, folder, gains, recordings_to_train_on
 from tests.runs import metrics
 
 pytestmark = pytest.mark.heavy
@@ -80,33 +81,36 @@ def test_floors() -> None:
 def test_hubert_and_wavlm(seed: int, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "hubert"
     pretrained("audio/hubert", data, run, seed, f"{SPEECH} {ITERATIONS}")
+    plain = ask(untrained(Encoder.from_pretrained(run / "iteration-1/encoder"), seed))
     means = []
     for number in (1, 2):
         here = run / f"iteration-{number}"
         last = metrics(here)[-1]
-        found = gains(Encoder.from_pretrained(here / "encoder"), seed)
+        found = gains(ask(Encoder.from_pretrained(here / "encoder")), plain)
         means.append(told(f"HuBERT, iteration {number}", seed, found))
         print(f"masked accuracy {last['masked_accuracy']:.3f}, the commonest unit {last['majority']:.3f}")
         assert last["masked_accuracy"] > last["majority"]
         assert beats_untrained(found)
-    assert means[1] > means[0]
 
     units, layer = run / "iteration-2/units", ["--features", "layer", "--layer", "3"]
     of_mfcc = pnmi(run / "iteration-1/units", tmp_path / "mfcc", ["--features", "mfcc"])
     of_layer = pnmi(units, tmp_path / "layer", [*layer, "--encoder", str(run / "iteration-1/encoder")])
     print(f"PNMI of 100 units with the digits: MFCC {of_mfcc:.3f}, layer 3 of the first iteration {of_layer:.3f}")
-    assert of_layer > of_mfcc
 
     pretrained("audio/wavlm", data, tmp_path / "wavlm", seed, f"{SPEECH} --units {units}")
-    found = gains(Encoder.from_pretrained(tmp_path / "wavlm/encoder"), seed)
+    wavlm = Encoder.from_pretrained(tmp_path / "wavlm/encoder")
+    found = gains(ask(wavlm), ask(untrained(wavlm, seed)))
     told("WavLM", seed, found)
     assert beats_untrained(found)
+    assert means[1] > means[0]
+    assert of_layer > of_mfcc
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("recipe", "options"), [("audio/cola", COLA), ("audio/mae", MAE)])
 def test_cola_and_masked_autoencoder(recipe: str, options: str, seed: int, data: Path, tmp_path: Path) -> None:
     pretrained(recipe, data, tmp_path / "run", seed, options)
-    found = gains(Encoder.from_pretrained(tmp_path / "run/encoder"), seed)
+    encoder = Encoder.from_pretrained(tmp_path / "run/encoder")
+    found = gains(ask(encoder), ask(untrained(encoder, seed)))
     told(recipe, seed, found)
     assert beats_untrained(found)
