@@ -163,8 +163,8 @@ def collect(
     saved: the file then says why, and so does the report.
 
     Args:
-        limit: most samples; 2,000 if None, or 500 videos, which cost more to decode, or whole waveforms, which cost more
-            to encode.
+        limit: most samples; if None 2,000, or 500 videos, which cost more to decode, or 500 waveforms, which cost
+            more to encode.
         workers: processes that decode; none for up to 256 samples, else up to 4, if None.
 
     Returns:
