@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -93,8 +93,15 @@ def questions() -> tuple[Question, ...]:
     found = [Question("digits", digits, tuple(sorted(folds, key=lambda task: task.split)))]
     for name in TRAINED_ON[1:]:
         source = open_source(folder(name), "audio")
-        found.append(Question(name, source, (file_labels(source, 0),)))
+        task = file_labels(source, 0)
+        train, test = (long_enough(source, side) for side in (task.train, task.test))
+        found.append(Question(name, source, (replace(task, train=train, test=test),)))
     return tuple(found)
+
+
+def long_enough(source: Source, rows: np.ndarray) -> np.ndarray:
+    """Without the recordings that are shorter than a window of 25 ms (one drum)."""
+    return rows[[(source.media(int(row)).record.duration or 0.0) > 0.03 for row in rows]]
 
 
 Predict = Callable[[Task], np.ndarray]
@@ -109,7 +116,7 @@ def answers(question: Question, predict: Predict) -> np.ndarray:
 def by_layers(question: Question, encoder: Encoder) -> np.ndarray:
     """SUPERB's probe, a weighted sum of layers."""
     files = Files(question.source, evaluation_views(encoder.spec), question.rows, 0)
-    (states,) = collect_states([encoder], files, batch_size=32, workers=1, device=torch.device("cpu"), cache=None)
+    (states,) = collect_states([encoder], files, batch_size=8, workers=1, device=torch.device("cpu"), cache=None)
     at = {int(row): n for n, row in enumerate(states.rows)}
 
     def predict(task: Task) -> np.ndarray:
@@ -156,7 +163,7 @@ def by_vectors(question: Question, x: np.ndarray, rows: np.ndarray) -> np.ndarra
 def by_pooled(question: Question, encoder: Encoder) -> np.ndarray:
     """A linear probe of what an encoder says of the middle of a recording."""
     views = evaluation_views(encoder.spec)
-    features = extract(encoder, question.source, question.rows, views=views, workers=1)
+    features = extract(encoder, question.source, question.rows, views=views, batch_size=8, workers=1)
     return by_vectors(question, features.x, features.rows)
 
 
