@@ -200,6 +200,7 @@ def test_layer_of_a_run_and_other_media(tmp_path: Path) -> None:
         length = torch.tensor([sample.lengths["view"]]) if sample.lengths else None
         codes = tokenizer(sample.views["view"][None], length)[0]
         assert codes.tolist() == units.of(source.id(row)).tolist()
+        assert len(codes) == tokenizer.features.per_view
         assert units.about["quality"]["codes"]["use"] > 1
         with pytest.raises(UserError, match="not of whole recordings"):
             units.hop  # noqa: B018
@@ -313,6 +314,19 @@ def test_unreadable_in_the_middle(data: Path, tmp_path: Path) -> None:
     assert ids[10] in line["reason"]
     assert ids[10] not in units
     assert all(id in units for id in ids if id != ids[10])
+
+
+def test_an_unreadable_file_that_would_be_drawn_first(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    source = open_source(folder, "audio")
+    first = source.id(int(np.random.default_rng(0).permutation(source.rows("train"))[0]))
+    spoil(folder / first)
+    patches = {"features": "patches", "input": AudioSpec(mels=16, frames=32), "clusters": 4, "frames": 30}
+    units = kmeans(folder, tmp_path / "units", max_bad_share=0.1, **patches)
+    assert first not in units
+    assert units.about["skipped"] == 1
+    assert units.about["fit"]["features"] > 10
 
 
 def test_a_decoder_that_hangs(data: Path, tmp_path: Path) -> None:
