@@ -93,11 +93,16 @@ class Segments:
     """Labels of stretches of time: a CSV or parquet table with columns id, start, end (seconds) and label.
 
     Raises:
-        UserError: the file is missing, damaged, or lacks a column.
+        UserError: the file is missing, damaged, empty, or lacks a column.
     """
 
     def __init__(self, file: Path) -> None:
         rows = _rows(file)
+        if not rows:
+            raise UserError(
+                f"{file} holds no labels of frames: give a CSV or parquet file with the columns {', '.join(COLUMNS)}, "
+                "times in seconds, and a row for each stretch of time."
+            )
         self.names = sorted({label for _, _, _, label in rows})
         number = {name: place for place, name in enumerate(self.names)}
         found: dict[str, list[tuple[float, float, int]]] = defaultdict(list)

@@ -364,6 +364,9 @@ def test_one_sentence_each(data: Path, made: Units, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("id,label\na,b\n")
     with pytest.raises(UserError, match="columns id, start, end, label"):
         kmeans(data, made.folder, labels=tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("id,start,end\n")
+    with pytest.raises(UserError, match=r"labels\.csv holds no labels of frames.* id, start, end, label"):
+        kmeans(data, made.folder, labels=tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_text("id,start,end,label\nnobody,0,1,b\n")
     with pytest.raises(UserError, match="belong to none of the units"):
         kmeans(data, made.folder, labels=tmp_path / "labels.csv")
