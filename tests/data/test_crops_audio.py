@@ -58,7 +58,7 @@ def begin(view: torch.Tensor) -> int:
 
 
 def test_frames_are_what_the_convolutions_of_hubert_make_of_every_length() -> None:
-    for samples in range(400, 4000):
+    for samples in range(400, 60_001):
         length = samples
         for kernel, stride in KERNELS:
             length = (length - kernel) // stride + 1
