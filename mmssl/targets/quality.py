@@ -14,7 +14,7 @@ import pyarrow.parquet
 from mmssl.data.sources import Source
 from mmssl.errors import UserError
 from mmssl.targets.features import Timing
-from mmssl.targets.units import Units
+from mmssl.targets.units import Units, hash_file
 
 COLUMNS = ("id", "start", "end", "label")
 
@@ -108,17 +108,21 @@ class Segments:
         found: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
         for id, start, end, label in rows:
             found[id].append((start, end, number[label]))
+        self.file, self.sha256 = file, hash_file(file)
         self._of = {
             id: tuple(np.array(column) for column in zip(*sorted(parts), strict=True)) for id, parts in found.items()
         }
 
     def at(self, id: str, timing: Timing, count: int) -> np.ndarray:
         """int64 [count]: number of the label in the middle of each window of a recording, -1 where there is none."""
+        return self.at_seconds(id, (np.arange(count) * timing.hop + timing.window / 2) / timing.rate)
+
+    def at_seconds(self, id: str, time: np.ndarray) -> np.ndarray:
+        """int64, as many as times: number of the label at each second of a recording, -1 where there is none."""
         known = self._of.get(id)
         if known is None:
-            return np.full(count, -1)
+            return np.full(len(time), -1)
         start, end, label = known
-        time = (np.arange(count) * timing.hop + timing.window / 2) / timing.rate
         place = np.searchsorted(start, time, side="right") - 1
         inside = (place >= 0) & (time < end[np.maximum(place, 0)])
         return np.where(inside, label[np.maximum(place, 0)], -1)
