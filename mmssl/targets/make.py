@@ -61,6 +61,8 @@ def run_kmeans(settings: KmeansSettings, console: Console | None = None) -> Unit
             units = _Making(settings, features, source, work, out, console).run(key)
         elif read_about(out)["key"] == key:
             units = Units.open(out)
+            if work.main:
+                units.verify()
         else:
             raise UserError(f"{out} holds units of other settings or data: choose another --out, or remove it.")
         if work.main:

@@ -377,6 +377,15 @@ def test_one_sentence_each(data: Path, made: Units, tmp_path: Path) -> None:
         kmeans(tmp_path, tmp_path / "empty", codebook=made.folder)
 
 
+def test_units_that_were_changed_are_not_found_made(data: Path, made: Units, tmp_path: Path) -> None:
+    shutil.copytree(made.folder, tmp_path / "units")
+    labels = np.load(tmp_path / "units/units.npy")
+    labels[100] += 1
+    np.save(tmp_path / "units/units.npy", labels)
+    with pytest.raises(UserError, match=r"units\.npy has other content than was written: remove the folder"):
+        kmeans(data, tmp_path / "units")
+
+
 def test_one_command_at_a_time(data: Path, tmp_path: Path) -> None:
     busy = Work(tmp_path)
     with pytest.raises(UserError, match="Another command makes units"):
