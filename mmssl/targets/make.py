@@ -149,6 +149,11 @@ class _Making:
         x = torch.cat([torch.from_numpy(self.work.get("sample", chunk, "x")[0][0]) for chunk in chunks]).to(self.device)
         if not len(x):
             raise UserError(f"Nothing in {self.settings.data} gave features: look at what `mmssl index` says of it.")
+        if len(x) < self.settings.clusters:  # the stream below repeats them, and would not notice
+            raise UserError(
+                f"{self.settings.clusters} clusters got {len(x)} features to be fitted on: give more data, draw more "
+                "features, or ask for fewer clusters."
+            )
         settings, size = self.settings, min(self.settings.batch_size, len(x))
         self.console.print(f"Fitting {settings.clusters} clusters on {len(x)} features of {x.shape[1]} values.")
         rounds = torch.Generator(self.device).manual_seed(settings.seed)
