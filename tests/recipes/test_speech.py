@@ -260,6 +260,9 @@ def test_what_does_not_belong_together(
         said = refused(capsys, *options("audio/hubert", place, tmp_path / "early", *STEPS, *more))
         assert words in said
         assert not (tmp_path / "early/iteration-1").exists()
+    said = refused(capsys, *options("audio/hubert", data, tmp_path / "few", *STEPS, "--layer", "3"))
+    assert "clusters layer 3, and --encoder.depth is 2: give a --layer from 1 to 2" in said
+    assert not (tmp_path / "few/iteration-1").exists()
     said = refused(capsys, *options("audio/hubert", data, tmp_path / "few", *RUN, "--clusters", "1"))
     assert "clusters of 2 or more" in said
     said = refused(capsys, *options("audio/hubert", data, whole, *RUN, "--probe-every", "2", "--clusters", "8", "9"))
