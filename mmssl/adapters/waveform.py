@@ -59,7 +59,8 @@ class Waveform(Front):
         """Log-mel values [B,1,1,F,T] of waveforms [B,1,1,1,S]: what pictures show of sound."""
         frames = pixels.shape[-1]  # more than there are
         mel = LogMel(AudioSpec(rate=self.spec.rate, mels=PICTURE_MELS, frames=frames)).to(pixels.device)
-        return mel.fbank(pixels[:, 0, 0, 0].float()).transpose(1, 2)[:, None, None]
+        with torch.autocast(pixels.device.type, enabled=False):
+            return mel.fbank(pixels[:, 0, 0, 0].float()).transpose(1, 2)[:, None, None]
 
 
 class ConvLayer(nn.Module):

@@ -84,6 +84,7 @@ class BucketPlan(Plan):
         self.rows = rows[enough]
         self._heard = int(samples[enough].sum())
         self._short = (int((~enough).sum()), len(rows))
+        self._unlabelled = (0, len(rows))
         self.buckets = self._fill(np.array([self._frames(count) for count in samples[enough].tolist()]), buckets)
         sizes = [(len(bucket.row), bucket.files) for bucket in self.buckets]
         self._crops, self._files = (np.array(column, np.int64) for column in zip(*sizes, strict=True))
@@ -94,15 +95,30 @@ class BucketPlan(Plan):
 
     @classmethod
     def of(cls, source: Source, rows: np.ndarray, views: AudioCrops, **settings: float) -> BucketPlan:
-        """The plan for rows of an indexed folder. Raises UserError where lengths are not known: rows of the Hub."""
+        """The plan for rows of an indexed folder; where the views cut units, for those that have some.
+
+        Raises:
+            UserError: rows of the Hub, whose lengths are not known, or units of none of the recordings.
+        """
         if not isinstance(source, LocalSource):
             raise UserError(
                 "Batches by seconds of audio need the length of every recording, and rows of a Hub data set have none: "
                 "save the recordings as files in a folder."
             )
+        units, of = views.units, len(rows)
+        if units is not None:
+            labelled = np.array([source.id(row) in units for row in rows.tolist()], bool)
+            if of and not labelled.any():
+                raise UserError(
+                    f"None of the {of} recordings has units ({source.id(int(rows[0]))}, ...): make units of the data "
+                    "that you train on, and name their folder by --units."
+                )
+            rows = rows[labelled]
         table = source.index.table.select(["frames", "rate"]).take(rows)
         frames, rate = (table[name].to_numpy().astype(np.float64) for name in ("frames", "rate"))
-        return cls(rows, np.ceil(frames * views.rate / rate), views, **settings)  # type: ignore[arg-type]
+        plan = cls(rows, np.ceil(frames * views.rate / rate), views, **settings)  # type: ignore[arg-type]
+        plan._unlabelled = (of - len(rows), of)
+        return plan
 
     @property
     def steps_per_epoch(self) -> float:  # type: ignore[override]
@@ -162,6 +178,9 @@ class BucketPlan(Plan):
         ]
         if short:
             notes.append(f"{short} of {of} recordings are shorter than --min-seconds {views.min_seconds:g}: left out.")
+        missing, of = self._unlabelled
+        if missing:
+            notes.append(f"{missing} of {of} recordings have no units (see skipped.jsonl beside the units): left out.")
         return notes
 
     # ----------------------------------------------------------------------------------------------------- the buckets

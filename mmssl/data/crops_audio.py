@@ -46,6 +46,9 @@ class Labels(Protocol):
     def of(self, id: str) -> np.ndarray:
         """int [labels] of the recording `id` from its first sample on. Raises KeyError where it has none."""
 
+    def __contains__(self, id: str) -> bool:
+        """Whether the recording has labels."""
+
 
 def frames_of(samples: int, hop: int = 320, window: int = 400) -> int:
     """Frames that an encoder makes of `samples` samples."""

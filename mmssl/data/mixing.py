@@ -44,6 +44,10 @@ class NoisyCrops(AudioCrops):
         super().__post_init__()
         if self.noise is None or len(self.noise.rows(None)) == 0:
             raise UserError("There are no noises to mix in: name a folder of recordings, or mix utterances only.")
+        if not 0 <= self.noise_share <= 1:
+            raise UserError(
+                f"A share of {self.noise_share} of the recordings cannot meet a noise: give one from 0 to 1."
+            )
 
     def __call__(self, media: Media, rng: np.random.Generator) -> list[Sample]:
         return [replace(sample, views=self._with_noise(sample.views, rng)) for sample in super().__call__(media, rng)]

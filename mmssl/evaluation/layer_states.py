@@ -19,6 +19,7 @@ from mmssl.errors import UserError
 from mmssl.evaluation.features import cache_key, load_cached, save_cached
 from mmssl.evaluation.reading import Chunk, Files, read_nearly_all
 from mmssl.evaluation.subject import evaluating
+from mmssl.targets.quality import Segments
 from mmssl.targets.units import Units
 from mmssl.types import Encoded
 
@@ -30,30 +31,31 @@ class LayerStates:
     rows: np.ndarray
     """int64 [N]: row of each example in its source; a file gives one example, or one a frame."""
     codes: np.ndarray
-    """int64 [N]: unit of the frame; -1 where examples are files."""
+    """int64 [N]: unit or label of the frame; -1 where examples are files."""
     skipped: tuple[tuple[str, str], ...] = ()
     """(id, reason) of files that could not be read."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Which frames of a recording are examples, and their units."""
+    """Which frames of a recording are examples, and their units, or their labels from a table."""
 
-    units: Units
+    units: Units | Segments
     most: int
     """Frames of one file that are taken, drawn at random."""
 
     def of(self, encoder: Encoder, record: Record, name: str, valid: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the frames of the middle segment that are taken, and their units, int64 each.
+        """Numbers of the frames of the middle segment that are taken, and their units or labels, int64 each.
 
-        A frame has the unit whose samples lie nearest to the middle of its own.
+        A frame has the unit whose samples lie nearest to the middle of its own, or the label at that moment; frames
+        without any are not taken.
 
         Args:
             valid: real samples of the segment.
         """
         spec = encoder.spec
         if record.frames is None or record.rate is None:
-            raise UserError(f"{name} was never verified, so that its units cannot be placed: use a local folder.")
+            raise UserError(f"{name} was never verified, so that its frames cannot be placed: use a local folder.")
         total = math.ceil(record.frames * spec.rate / record.rate)  # type: ignore[union-attr]
         start = max(total - spec.samples, 0) // 2  # type: ignore[union-attr]  # as AudioViews.centre places it
         middles = frame_middles(encoder)
@@ -61,19 +63,32 @@ class Frames:
         middles = middles[:whole][middles[:whole] < valid]
         units = self.units
         seconds = (start + middles) / spec.rate  # type: ignore[union-attr]
-        place = np.round((seconds * units.rate_in - units.window / 2) / units.hop).astype(np.int64)
-        codes = units.of(name)
-        inside = np.flatnonzero((place >= 0) & (place < len(codes)))
+        if isinstance(units, Segments):
+            codes, key = units.at_seconds(name, seconds), len(seconds)
+        else:
+            place = np.round((seconds * units.rate_in - units.window / 2) / units.hop).astype(np.int64)
+            known = units.of(name)
+            there, key = (place >= 0) & (place < len(known)), len(known)
+            codes = np.full(len(place), -1, np.int64)
+            codes[there] = known[place[there]]
+        inside = np.flatnonzero(codes >= 0)
         if len(inside) > self.most:
-            inside = np.sort(np.random.default_rng((seed, len(codes))).choice(inside, self.most, replace=False))
-        return inside, codes[place[inside]].astype(np.int64)
+            inside = np.sort(np.random.default_rng((seed, key)).choice(inside, self.most, replace=False))
+        return inside, codes[inside]
+
+    @property
+    def sha256(self) -> str:
+        """Of the units or the table."""
+        return self.units.sha256 if isinstance(self.units, Segments) else str(self.units.about["sha256"])
 
 
 def frame_middles(encoder: Encoder) -> np.ndarray:
     """The sample in the middle of each time position of a full view, float64 [T]. Raises UserError for pictures."""
     spec = encoder.spec
     if isinstance(spec, ImageSpec | VideoSpec):
-        raise UserError(f"Units of frames are about sound, and this encoder takes {spec.modality}: leave out --units.")
+        raise UserError(
+            f"Frames are those of sound, and this encoder takes {spec.modality}: leave out --units and --frame-labels."
+        )
     if isinstance(spec, AudioSpec):
         step, length = round(0.010 * spec.rate), round(0.025 * spec.rate)
         count = (spec.frames - spec.patch) // spec.stride + 1
@@ -120,7 +135,7 @@ def collect_states(
         UserError: too many unreadable files, states that are not finite, or encoders without layers of one width.
     """
     # What was kept depends on the encoder's whole output and, with frames, on the units and the draw.
-    what = "" if frames is None else f"{frames.units.about['sha256']} {frames.most}"
+    what = "" if frames is None else f"{frames.sha256} {frames.most}"
     keys = [hashlib.sha256(f"layers {what} {cache_key(one, files)}".encode()).hexdigest() for one in encoders]
     stored = [load_cached(cache, key) for key in keys]
     missing = [number for number, found in enumerate(stored) if found is None]
@@ -176,7 +191,7 @@ def _pick(encoder: Encoder, chunk: Chunk, files: Files, frames: Frames) -> list[
     for number, row in enumerate(chunk.rows):
         name, record = files.source.id(int(row)), files.source.media(int(row)).record
         valid = int(chunk.lengths[number]) if chunk.lengths is not None else encoder.spec.samples  # type: ignore[union-attr]
-        if name not in frames.units:
+        if not isinstance(frames.units, Segments) and name not in frames.units:
             raise UserError(
                 f"{frames.units.folder} holds no units of {name}: make them of the data that the probe is trained on."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from mmssl.adapters.base import Adapter
 from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec, WaveformSpec
 from mmssl.data.views import AudioViews, ImageViews, VideoViews, Views
-from mmssl.encoders.base import Encoder
+from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.encoders.build import build_adapter
 from mmssl.errors import UserError
 from mmssl.targets import mfcc
@@ -53,6 +54,7 @@ class Features(nn.Module, ABC):
         width: F.
         timing: of features of whole recordings; None where a view has a fixed size.
         views: how a view of fixed size is cut from a file; None for whole recordings.
+        per_view: N of such a view; None for whole recordings.
         source: the folder or Hub id of the encoder, which is no part of the description; None where there is none.
     """
 
@@ -60,6 +62,7 @@ class Features(nn.Module, ABC):
     width: int
     timing: Timing | None = None
     views: Views | None = None
+    per_view: int | None = None
     source: str | None = None
 
     @torch.no_grad()
@@ -114,7 +117,7 @@ class PatchFeatures(Features):
             raise UserError("Patches are of pictures, clips or spectrograms: cluster 'mfcc' or a layer for waveforms.")
         self.spec, self.modality = spec, spec.modality
         self.adapter: Adapter = build_adapter(spec, 1).requires_grad_(False).eval()  # its projection is not used
-        self.width, self.views = self.adapter.values, views_of(spec)
+        self.width, self.views, self.per_view = self.adapter.values, views_of(spec), math.prod(self.adapter.grid)
 
     def extract(self, view: Tensor, lengths: Tensor | None) -> Tensor:
         return self.adapter.patches(self.adapter.pixels(view, lengths)).flatten(2)
@@ -138,7 +141,7 @@ class LayerFeatures(Features):
     def __init__(self, encoder: Encoder, layer: int, source: str | Path | None = None) -> None:
         super().__init__()
         blocks = getattr(encoder, "blocks", None)
-        if not isinstance(blocks, nn.ModuleList):
+        if not isinstance(blocks, nn.ModuleList) or not isinstance(encoder, TokenEncoder):
             raise UserError(f"A {type(encoder).__name__} has no numbered layers: take an encoder of tokens.")
         if not 1 <= layer <= len(blocks):
             raise UserError(f"There is no layer {layer}: the encoder has layers 1 to {len(blocks)}.")
@@ -150,7 +153,7 @@ class LayerFeatures(Features):
         self.encoder.blocks = blocks[:layer]
         spec = encoder.spec
         if isinstance(spec, ImageSpec | VideoSpec | AudioSpec):
-            self.views = views_of(spec)
+            self.views, self.per_view = views_of(spec), math.prod(encoder.adapter.grid)
         else:
             self.timing = timing_of(spec)
 

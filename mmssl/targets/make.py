@@ -61,6 +61,8 @@ def run_kmeans(settings: KmeansSettings, console: Console | None = None) -> Unit
             units = _Making(settings, features, source, work, out, console).run(key)
         elif read_about(out)["key"] == key:
             units = Units.open(out)
+            if work.main:
+                units.verify()
         else:
             raise UserError(f"{out} holds units of other settings or data: choose another --out, or remove it.")
         if work.main:
@@ -134,10 +136,9 @@ class _Making:
 
     def counted(self, rows: np.ndarray) -> list[int]:
         """Features of each row; where nobody knows the length of a recording before it is read, as if it had 10 s."""
-        timing, views = self.features.timing, self.features.views
-        if views is not None:
-            [sample] = views.centre()(self.source.media(int(rows[0])), np.random.default_rng(0))
-            return [self.features(sample.views["view"][None].to(self.device)).shape[1]] * len(rows)
+        timing, per_view = self.features.timing, self.features.per_view
+        if per_view is not None:
+            return [per_view] * len(rows)
         assert timing is not None
         guess = timing.count(10 * timing.rate)
         return [guess if count is None else count for count in counts_of(self.source, rows, timing)]
@@ -148,6 +149,11 @@ class _Making:
         x = torch.cat([torch.from_numpy(self.work.get("sample", chunk, "x")[0][0]) for chunk in chunks]).to(self.device)
         if not len(x):
             raise UserError(f"Nothing in {self.settings.data} gave features: look at what `mmssl index` says of it.")
+        if len(x) < self.settings.clusters:  # the stream below repeats them, and would not notice
+            raise UserError(
+                f"{self.settings.clusters} clusters got {len(x)} features to be fitted on: give more data, draw more "
+                "features, or ask for fewer clusters."
+            )
         settings, size = self.settings, min(self.settings.batch_size, len(x))
         self.console.print(f"Fitting {settings.clusters} clusters on {len(x)} features of {x.shape[1]} values.")
         rounds = torch.Generator(self.device).manual_seed(settings.seed)

@@ -14,7 +14,7 @@ import pyarrow.parquet
 from mmssl.data.sources import Source
 from mmssl.errors import UserError
 from mmssl.targets.features import Timing
-from mmssl.targets.units import Units
+from mmssl.targets.units import Units, hash_file
 
 COLUMNS = ("id", "start", "end", "label")
 
@@ -93,27 +93,36 @@ class Segments:
     """Labels of stretches of time: a CSV or parquet table with columns id, start, end (seconds) and label.
 
     Raises:
-        UserError: the file is missing, damaged, or lacks a column.
+        UserError: the file is missing, damaged, empty, or lacks a column.
     """
 
     def __init__(self, file: Path) -> None:
         rows = _rows(file)
+        if not rows:
+            raise UserError(
+                f"{file} holds no labels of frames: give a CSV or parquet file with the columns {', '.join(COLUMNS)}, "
+                "times in seconds, and a row for each stretch of time."
+            )
         self.names = sorted({label for _, _, _, label in rows})
         number = {name: place for place, name in enumerate(self.names)}
         found: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
         for id, start, end, label in rows:
             found[id].append((start, end, number[label]))
+        self.file, self.sha256 = file, hash_file(file)
         self._of = {
             id: tuple(np.array(column) for column in zip(*sorted(parts), strict=True)) for id, parts in found.items()
         }
 
     def at(self, id: str, timing: Timing, count: int) -> np.ndarray:
         """int64 [count]: number of the label in the middle of each window of a recording, -1 where there is none."""
+        return self.at_seconds(id, (np.arange(count) * timing.hop + timing.window / 2) / timing.rate)
+
+    def at_seconds(self, id: str, time: np.ndarray) -> np.ndarray:
+        """int64, as many as times: number of the label at each second of a recording, -1 where there is none."""
         known = self._of.get(id)
         if known is None:
-            return np.full(count, -1)
+            return np.full(len(time), -1)
         start, end, label = known
-        time = (np.arange(count) * timing.hop + timing.window / 2) / timing.rate
         place = np.searchsorted(start, time, side="right") - 1
         inside = (place >= 0) & (time < end[np.maximum(place, 0)])
         return np.where(inside, label[np.maximum(place, 0)], -1)

@@ -102,8 +102,8 @@ class Units:
         """Compare all labels with their hash. Raises UserError where they differ."""
         if hash_file(self.folder / LABELS) != self.about["sha256"]:
             raise UserError(
-                f"{self.folder / LABELS} has other content than was written: make the units again, or restore the "
-                "file from a copy."
+                f"{self.folder / LABELS} has other content than was written: remove the folder and make the units "
+                "again, or restore the file from a copy."
             )
 
     def _place(self, id: str) -> int | None:

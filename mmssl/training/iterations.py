@@ -55,6 +55,7 @@ class SettingsByIterations(Settings):
             yield self
             return
         self.check_iterations()
+        self.check_data()
         features = self.first_features()
         for number, clusters in enumerate(self.clusters, start=1):
             last = number == len(self.clusters)
@@ -74,6 +75,16 @@ class SettingsByIterations(Settings):
                 f"--clusters {self.clusters}, --first-share {self.first_share:g}, --layer {self.layer}: give clusters "
                 "of 2 or more for each iteration, a share above 0 and up to 1, and a layer from 1."
             )
+        # A checkpoint's depth is its own; it is known when the first iteration begins.
+        depth = None if self.init is not None else getattr(getattr(self, "encoder", None), "depth", None)
+        if len(self.clusters) > 1 and depth is not None and self.layer > depth:
+            raise UserError(
+                f"The second iteration clusters layer {self.layer}, and --encoder.depth is {depth}: give a --layer "
+                f"from 1 to {depth}."
+            )
+
+    def check_data(self) -> None:
+        """Raise UserError for data that cannot be trained on, before hours go into its units."""
 
     def iteration(self, out: Path, share: float) -> SettingsByIterations:
         """The settings of one iteration alone."""

@@ -8,11 +8,14 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+from rich.console import Console
 
 from mmssl.data.buckets import BucketPlan
 from mmssl.data.crops_audio import AudioCrops, Labels
+from mmssl.data.indexing import show_progress
 from mmssl.data.plan import Plan
-from mmssl.data.sources import Source
+from mmssl.data.sources import Source, open_source
+from mmssl.distributed import rank, world_size
 from mmssl.errors import UserError
 from mmssl.training.settings import Settings
 
@@ -50,6 +53,18 @@ class SettingsBySeconds(Settings):
             raise UserError(
                 f"--batch-seconds is {self.batch_seconds:g} and --buckets {self.buckets}: both must be above 0."
             )
+
+    def check_data(self) -> None:
+        """What the plan of batches refuses: unknown lengths, recordings that are all too short, too little sound. By
+        default hop and window: others change no more than the last digit of a length.
+        """
+        with show_progress(Console(stderr=True)) as progress:
+            source = open_source(
+                self.data, "audio", max_bad_share=self.max_bad_share, progress=progress if rank() == 0 else None
+            )
+        rows = source.rows("train")
+        plan = self.plan(self.views())(source, rows if len(rows) else source.rows(None))
+        plan.micro_batches(0, world=world_size())
 
     def views(self, units: Labels | None = None, rate: int = 16000, hop: int = 320, window: int = 400) -> AudioCrops:
         """The crops that these settings ask for, with `units` cut alongside."""

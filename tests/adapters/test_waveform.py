@@ -25,12 +25,12 @@ SPEC = WaveformSpec(channels=(8,) * 7)
 
 
 def test_frames_of_every_length_are_those_of_hubert() -> None:
-    lengths = torch.arange(400, 60000)
+    lengths = torch.arange(400, 60001)
     spec = WaveformSpec()
     assert (spec.window, spec.hop) == (400, 320)
     expected = (lengths - 400) // 320 + 1
     assert torch.equal(spec.frames_of(lengths), expected)
-    assert [spec.frames_of(int(length)) for length in lengths[::97]] == expected[::97].tolist()
+    assert [spec.frames_of(length) for length in lengths.tolist()] == expected.tolist()
     counting = HubertPreTrainedModel(transformers.HubertConfig())
     assert torch.equal(counting._get_feat_extract_output_lengths(lengths), expected)  # type: ignore[arg-type]
     assert spec.frames_of(16000) == 49
@@ -97,4 +97,6 @@ def test_pictures_of_waveforms_are_their_log_mel_values() -> None:
     wave = torch.randn(2, 8000) * 0.1
     front = Waveform(SPEC)
     picture = front.denormalise(front(wave))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(front.denormalise(front(wave)), picture, rtol=0, atol=0)
     assert_close(picture[:, 0, 0].transpose(1, 2), LogMel(AudioSpec(mels=80, frames=2000)).fbank(wave))

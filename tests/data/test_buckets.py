@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -195,10 +195,14 @@ class Numbers:
     hop: int = 320
     rate_in: int = 16000
     window: int = 400
+    known: tuple[str, ...] = tuple(f"{number}.wav" for number in range(24))
 
     def of(self, id: str) -> np.ndarray:
         number = int(id.removesuffix(".wav"))
         return 1000 * number + np.arange(frames_of(4000 + 1700 * number))
+
+    def __contains__(self, id: str) -> bool:
+        return id in self.known
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +249,18 @@ def test_batches_arrive_as_planned(source: Source, short: Any) -> None:
 def test_rows_without_known_lengths_are_refused(source: Source) -> None:
     with pytest.raises(UserError, match="save the recordings as files"):
         BucketPlan.of(cast(Source, None), source.rows(), AudioCrops(), seed=0, batch_seconds=6.0)
+
+
+def test_recordings_without_units_are_left_out_and_said(source: Source) -> None:
+    settings: dict[str, Any] = {"seed": 0, "batch_seconds": 3.0, "buckets": 2}
+    some = AudioCrops(units=Numbers(known=("5.wav", "7.wav", "20.wav", "22.wav")), min_seconds=0.3, max_seconds=1.5)
+    plan = BucketPlan.of(source, source.rows(), some, **settings)
+    assert {source.id(row) for row in plan.rows.tolist()} == set(some.units.known)  # type: ignore[union-attr]
+    assert "20 of 24 recordings have no units (see skipped.jsonl beside the units): left out." in plan.notes()
+    every = BucketPlan.of(source, source.rows(), replace(some, units=Numbers()), **settings)
+    assert not any("no units" in note for note in every.notes())
+    with pytest.raises(UserError, match=r"None of the 24 recordings has units \(0.wav, .*name their folder by --units"):
+        BucketPlan.of(source, source.rows(), replace(some, units=Numbers(known=())), **settings)
 
 
 def test_lengths_come_from_the_index_at_the_rate_of_the_views(tmp_path: Path) -> None:

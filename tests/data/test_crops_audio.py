@@ -39,6 +39,9 @@ class Known:
     def of(self, id: str) -> np.ndarray:
         return {"a.wav": self.labels}[id]
 
+    def __contains__(self, id: str) -> bool:
+        return id == "a.wav"
+
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
@@ -55,7 +58,7 @@ def begin(view: torch.Tensor) -> int:
 
 
 def test_frames_are_what_the_convolutions_of_hubert_make_of_every_length() -> None:
-    for samples in range(400, 4000):
+    for samples in range(400, 60_001):
         length = samples
         for kernel, stride in KERNELS:
             length = (length - kernel) // stride + 1

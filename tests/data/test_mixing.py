@@ -174,6 +174,8 @@ def test_what_cannot_work_is_refused(noises: Path) -> None:
     with pytest.raises(UserError, match=r"share of 1\.5"):
         Mixing(share=1.5)
     noise = open_source(str(noises), "audio")
+    with pytest.raises(UserError, match=r"share of 7 of the recordings .* from 0 to 1"):
+        NoisyCrops(noise=noise, noise_share=7)
     views = NoisyCrops(min_seconds=0.1, max_seconds=0.5, noise=noise, noise_share=1.0)
     for file in noises.iterdir():
         file.rename(file.with_suffix(".gone"))

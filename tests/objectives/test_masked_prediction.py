@@ -185,13 +185,19 @@ def test_it_is_fp32_under_autocast_and_codes_are_learned(make: Callable[[], Mask
     torch.manual_seed(0)
     objective = make().eval()  # no dropout
     batch = a_batch(objective)
-    exact = objective(batch)
+    exact, logits = objective(batch), []
+    hook = objective.head.register_forward_hook(lambda *call: logits.append(call[2].detach().double()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = objective(batch)
         units = objective.units(batch)
+    hook.remove()
     assert torch.equal(units, objective.units(batch)), "autocast moves no code"
     assert rough.loss.dtype == torch.float32
-    assert rough.loss.item() == pytest.approx(exact.loss.item(), rel=0.03)
+    # What bf16 makes of the logits depends on the machine's kernels; the loss of these logits does not.
+    mask = objective.draw(batch.noise["mask"], objective.require_tokens().tokenize(batch.views["view"]))
+    counted = mask & (units >= 0)
+    cross_entropy = torch.nn.functional.cross_entropy(logits[0][counted], units[counted])
+    assert rough.metrics["masked_loss"].item() == pytest.approx(cross_entropy.item(), rel=1e-5)
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 3e-3)
     for _ in range(60):
         optimizer.zero_grad()

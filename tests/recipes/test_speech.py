@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModel, HubertModel, WavLMModel
@@ -222,8 +224,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_what_does_not_belong_together(
-    whole: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
     out = tmp_path / "run"
     one, two = (str(whole / f"iteration-{number}/units") for number in (1, 2))
     pretrain("audio/hubert", data, out, *STEPS, "--units", one)
@@ -243,6 +246,23 @@ def test_what_does_not_belong_together(
     assert "units.json" in said
     said = refused(capsys, *options("audio/hubert", data, tmp_path / "dry", *STEPS, "--dry-run"))
     assert "--dry-run takes units that stand" in said
+    # Before any units are made: more seconds than there are, recordings that are too short, and no known lengths.
+    rows = pa.table(
+        {"audio": [{"bytes": file.read_bytes(), "path": file.name} for file in sorted(data.rglob("*.wav"))]}
+    )
+    (tmp_path / "parquet/data").mkdir(parents=True)
+    pq.write_table(rows, tmp_path / "parquet/data/train-00000-of-00001.parquet")
+    for place, more, words in (
+        (data, ("--batch-seconds", "2800"), "--batch-seconds 2800 over 1 micro-batch(es) is more than the data has"),
+        (data, ("--min-seconds", "5", "--max-seconds", "9"), "No usable recording is at least 5 s long"),
+        (tmp_path / "parquet", (), "save the recordings as files in a folder"),
+    ):
+        said = refused(capsys, *options("audio/hubert", place, tmp_path / "early", *STEPS, *more))
+        assert words in said
+        assert not (tmp_path / "early/iteration-1").exists()
+    said = refused(capsys, *options("audio/hubert", data, tmp_path / "few", *STEPS, "--layer", "3"))
+    assert "clusters layer 3, and --encoder.depth is 2: give a --layer from 1 to 2" in said
+    assert not (tmp_path / "few/iteration-1").exists()
     said = refused(capsys, *options("audio/hubert", data, tmp_path / "few", *RUN, "--clusters", "1"))
     assert "clusters of 2 or more" in said
     said = refused(capsys, *options("audio/hubert", data, whole, *RUN, "--probe-every", "2", "--clusters", "8", "9"))

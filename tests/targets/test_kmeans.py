@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mmssl.errors import UserError
-from mmssl.targets.kmeans import assign, fit, fit_stream, plus_plus
+from mmssl.targets.kmeans import _MiniBatch, assign, fit, fit_stream, plus_plus
+from mmssl.targets.mfcc import Mfcc
+from tests.targets.test_mfcc import recordings
 
 
 def digits() -> Tensor:
@@ -87,6 +90,33 @@ def test_stream_is_as_good_as_scikit_learns() -> None:
     full = inertia(held_out, torch.from_numpy(KMeans(k, n_init=2, random_state=0).fit(x[:-30_000]).cluster_centers_))
     assert ours < 1.03 * theirs
     assert ours < 1.08 * full
+
+
+def test_updates_of_a_stream_are_scikit_learns_on_equal_starts() -> None:
+    x = torch.cat(list(blobs(4)))
+    start, batches = x[:40], x.split(2000)
+    theirs = MiniBatchKMeans(40, init=start.numpy(), n_init=1, reassignment_ratio=0.0)
+    ours = _MiniBatch(start, reassignment_ratio=0.0)
+    for batch in batches:
+        theirs.partial_fit(batch.numpy())
+        ours.update(batch, torch.Generator().manual_seed(0))
+    assert (ours.centroids.float() - start).abs().max() > 0.5
+    assert_close(ours.centroids.float(), torch.from_numpy(theirs.cluster_centers_), rtol=1e-4, atol=1e-4)
+    assert ours.counts.sum() == len(x)
+
+
+def test_speech_is_clustered_as_well_as_by_scikit_learn_in_the_published_settings() -> None:
+    """HuBERT's first iteration: 100 clusters of MFCC, as fairseq's learn_kmeans has them, on real recordings."""
+    x = torch.cat([Mfcc()(sound[None])[0] for sound in recordings(90)])
+    assert len(x) > 15_000
+    settings: dict[str, Any] = {"batch_size": 10_000, "n_init": 20, "max_no_improvement": 100}
+    generator = torch.Generator().manual_seed(0)
+    rounds = (x[places] for _ in range(100) for places in torch.randperm(len(x), generator=generator).split(10_000))
+    ours = fit_stream(rounds, 100, reassignment_ratio=0.0, **settings)
+    theirs = MiniBatchKMeans(100, max_iter=100, tol=0.0, reassignment_ratio=0.0, random_state=0, **settings)
+    centroids = torch.from_numpy(theirs.fit(x.numpy()).cluster_centers_)
+    assert inertia(x, ours.centroids) < 1.01 * inertia(x, centroids)
+    assert len(assign(x, ours.centroids).unique()) == 100
 
 
 def test_stream_is_never_held() -> None:

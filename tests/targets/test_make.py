@@ -200,6 +200,7 @@ def test_layer_of_a_run_and_other_media(tmp_path: Path) -> None:
         length = torch.tensor([sample.lengths["view"]]) if sample.lengths else None
         codes = tokenizer(sample.views["view"][None], length)[0]
         assert codes.tolist() == units.of(source.id(row)).tolist()
+        assert len(codes) == tokenizer.features.per_view
         assert units.about["quality"]["codes"]["use"] > 1
         with pytest.raises(UserError, match="not of whole recordings"):
             units.hop  # noqa: B018
@@ -315,6 +316,19 @@ def test_unreadable_in_the_middle(data: Path, tmp_path: Path) -> None:
     assert all(id in units for id in ids if id != ids[10])
 
 
+def test_an_unreadable_file_that_would_be_drawn_first(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    source = open_source(folder, "audio")
+    first = source.id(int(np.random.default_rng(0).permutation(source.rows("train"))[0]))
+    spoil(folder / first)
+    patches = {"features": "patches", "input": AudioSpec(mels=16, frames=32), "clusters": 4, "frames": 30}
+    units = kmeans(folder, tmp_path / "units", max_bad_share=0.1, **patches)
+    assert first not in units
+    assert units.about["skipped"] == 1
+    assert units.about["fit"]["features"] > 10
+
+
 def test_a_decoder_that_hangs(data: Path, tmp_path: Path) -> None:
     """The file becomes a pipe into which nobody writes."""
     folder = tmp_path / "data"
@@ -343,12 +357,16 @@ def test_one_sentence_each(data: Path, made: Units, tmp_path: Path) -> None:
         kmeans(data, tmp_path, layer=6)
     with pytest.raises(UserError, match="--clusters 0: give 1 or more"):
         kmeans(data, tmp_path, clusters=0)
-    with pytest.raises(UserError, match="10000 clusters got"):
-        kmeans(data, tmp_path / "many", clusters=10000)
+    for clusters in (3500, 10000):
+        with pytest.raises(UserError, match=f"{clusters} clusters got 2... features .* or ask for fewer"):
+            kmeans(data, tmp_path / f"many{clusters}", clusters=clusters)
     with pytest.raises(UserError, match="was begun with another clusters"):
-        kmeans(data, tmp_path / "many", clusters=20)
+        kmeans(data, tmp_path / "many10000", clusters=20)
     (tmp_path / "labels.csv").write_text("id,label\na,b\n")
     with pytest.raises(UserError, match="columns id, start, end, label"):
+        kmeans(data, made.folder, labels=tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("id,start,end\n")
+    with pytest.raises(UserError, match=r"labels\.csv holds no labels of frames.* id, start, end, label"):
         kmeans(data, made.folder, labels=tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_text("id,start,end,label\nnobody,0,1,b\n")
     with pytest.raises(UserError, match="belong to none of the units"):
@@ -358,6 +376,15 @@ def test_one_sentence_each(data: Path, made: Units, tmp_path: Path) -> None:
         kmeans(tmp_path, tmp_path / "none")
     with pytest.raises(UserError, match="as long as one window"):
         kmeans(tmp_path, tmp_path / "empty", codebook=made.folder)
+
+
+def test_units_that_were_changed_are_not_found_made(data: Path, made: Units, tmp_path: Path) -> None:
+    shutil.copytree(made.folder, tmp_path / "units")
+    labels = np.load(tmp_path / "units/units.npy")
+    labels[100] += 1
+    np.save(tmp_path / "units/units.npy", labels)
+    with pytest.raises(UserError, match=r"units\.npy has other content than was written: remove the folder"):
+        kmeans(data, tmp_path / "units")
 
 
 def test_one_command_at_a_time(data: Path, tmp_path: Path) -> None:

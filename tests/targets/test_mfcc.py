@@ -65,7 +65,7 @@ def test_not_in_half_precision() -> None:
 def test_frames_are_those_of_hubert() -> None:
     timing = MfccFeatures.timing
     assert timing is not None
-    for samples in (0, 399, *range(400, 60_000, 7), 16000, 250_000):
+    for samples in (0, 399, *range(400, 60_001), 250_000):
         frames = samples
         for kernel, stride in ((10, 5), *[(3, 2)] * 4, *[(2, 2)] * 2):  # convolutions one after the other
             frames = max((frames - kernel) // stride + 1, 0)

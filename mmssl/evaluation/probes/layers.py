@@ -1,7 +1,8 @@
 """`mmssl evaluate layers`: what each layer of a frozen encoder holds, and a softmax-weighted sum of them all.
 
 SUPERB (Yang et al. 2021, arXiv:2105.01051) judges speech encoders so. Labels of files make it a classification of
-recordings (of speakers, where the labels are speakers), images or clips; with --units, frames of sound are told apart.
+recordings (of speakers, where the labels are speakers), images or clips; with --frame-labels (phones, say) or --units,
+frames of sound are told apart.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mmssl.evaluation.subject import pick_device
 from mmssl.evaluation.table import print_table
 from mmssl.evaluation.views import evaluation_views
 from mmssl.files import writing
+from mmssl.targets.quality import Segments
 from mmssl.targets.units import Units
 
 
@@ -49,8 +51,11 @@ class LayersSettings(ProbeSettings):
     """Examples of one step of the probe."""
     units: Path | None = None
     """Units of the same data (`mmssl targets kmeans`): tell frames of sound apart by them, in place of files."""
+    frame_labels: Path | None = None
+    """CSV or parquet with columns id, start, end (seconds), label: tell frames of sound apart by them (phones, say), in
+    place of files."""
     frames: int = 50
-    """Frames of one file that are taken with --units."""
+    """Frames of one file that are taken with --units or --frame-labels."""
     each: bool = True
     """Also probe every layer by itself."""
     picture: Path | None = None
@@ -58,12 +63,16 @@ class LayersSettings(ProbeSettings):
 
     @property
     def name(self) -> str:
+        if self.frame_labels is not None:
+            return "layers (frames)"
         return "layers" if self.units is None else "layers (units)"
 
     def check(self) -> None:
         super().check()
         if self.labels != "data" or self.clips != 1:
             raise UserError("A probe of layers takes the labels of the data: leave out --labels and --clips.")
+        if self.units is not None and self.frame_labels is not None:
+            raise UserError("--units and --frame-labels both tell frames apart: leave out one of them.")
         if not self.rates or min(self.rates) <= 0:
             raise UserError("--rates needs one or more values above 0.")
         if min(self.epochs, self.probe_batch_size, self.frames) < 1:
@@ -81,8 +90,12 @@ def evaluate(encoders: list[Encoder], source: Source, settings: LayersSettings) 
         UserError: no labels, too few classes or files, files that cannot be read, or an encoder whose layers have
             different widths.
     """
-    units = None if settings.units is None else Units.open(settings.units)
-    task = file_labels(source, settings.seed) if units is None else unit_task(source, units, settings.seed)
+    units: Units | Segments | None = None
+    if settings.frame_labels is not None:
+        units = Segments(settings.frame_labels)
+    elif settings.units is not None:
+        units = Units.open(settings.units)
+    task = file_labels(source, settings.seed) if units is None else frame_task(source, units, settings.seed)
     views = evaluation_views(encoders[0].spec)
     files = Files(source, views, np.concatenate([task.train, task.test]), settings.seed)
     frames = None if units is None else Frames(units, settings.frames)
@@ -104,13 +117,16 @@ def show(result: Figures, settings: LayersSettings) -> None:
         print(f"Layer by layer: {picture}")
 
 
-def unit_task(source: Source, units: Units, seed: int) -> Task:
-    """Telling apart the codes of frames; recordings are on one side each."""
+def frame_task(source: Source, units: Units | Segments, seed: int) -> Task:
+    """Telling apart the codes or labels of frames; recordings are on one side each."""
     rows = source.rows(None)
     train, test, split = split_rows(source, rows, np.zeros(len(rows), np.int64), seed)
     if not len(train) or not len(test):
         raise UserError(f"All {len(rows)} recordings are on one side ({split}): add recordings to the other.")
-    return Task(tuple(str(code) for code in range(units.codes)), train, test, {}, split)
+    names = units.names if isinstance(units, Segments) else [str(code) for code in range(units.codes)]
+    if len(names) < 2:
+        raise UserError(f"There is one label of frames, {names[0]}: a probe tells two or more apart.")
+    return Task(tuple(names), train, test, {}, split)
 
 
 class LayerProbe:
@@ -119,9 +135,15 @@ class LayerProbe:
     def __init__(self, task: Task, settings: LayersSettings, source: Source, states: LayerStates) -> None:
         self.settings = settings
         labels = states.codes
-        if settings.units is None:
+        if settings.units is None and settings.frame_labels is None:
             labels = encode([source.label(int(row)) for row in states.rows], task.classes)
         self.train, self.test = (np.flatnonzero(np.isin(states.rows, side)) for side in (task.train, task.test))
+        if settings.frame_labels is not None and not (len(self.train) and len(self.test)):
+            raise UserError(
+                f"{settings.frame_labels} labels {len(self.train)} frames for training and {len(self.test)} for the "
+                f"test: its column id must hold the ids of the data ({source.id(0)}, ...), and its times must lie "
+                "within the recordings."
+            )
         self.examples = Examples(task, labels[self.train], labels[self.test], states.rows[self.test])
 
     def __call__(self, features: Any, shuffle: int | None = None) -> Answer:

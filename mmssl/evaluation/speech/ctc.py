@@ -72,6 +72,15 @@ class CtcSettings(Settings):
             raise UserError("--max-seconds is above 0, and --rates has one or more values above 0.")
         if self.model is not None and not self.tune:
             raise UserError("--model is where a fine-tuned model is written: give --tune, too.")
+        if self.tune and (self.folder == self.out or self.folder.is_file()):
+            raise UserError(
+                f"The model cannot be written to {self.folder}, which is a file: give --out FILE.json, or --model."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Of the fine-tuned model."""
+        return self.model or self.out.with_suffix("")
 
     @property
     def grid(self) -> tuple[float, ...]:
@@ -130,7 +139,14 @@ def recognise(encoders: list[Encoder], source: Source, settings: CtcSettings) ->
 def show(result: Figures) -> None:
     for name in ("trained", "untrained", "chance"):
         found = result[name]
-        print(f"{name}: {100 * found['wer']:.1f} % of words wrong, {100 * found['cer']:.1f} % of characters")
+        chosen = f" (lr {found['rate']:g})" if "rate" in found else ""
+        print(f"{name}: {100 * found['wer']:.1f} % of words wrong, {100 * found['cer']:.1f} % of characters{chosen}")
+    for note in result["data"]["notes"]:
+        print(f"note: {note}")
+    if missing := result["trained"]["skipped"]:
+        print(f"note: {len(missing)} test recording(s) could not be read and count as unheard, such as {missing[0][1]}")
+    if "model" in result["trained"]:
+        print(f"Model: {result['trained']['model']}")
 
 
 def examine(
@@ -153,22 +169,23 @@ def examine(
         trials.append({"rate": rate, "validation_cer": error_rates(truth, spelled, settings.seed).cer})
     best = min(range(len(grid)), key=lambda number: trials[number]["validation_cer"])
     model, head = head_of(models, best)
-    found = decode(model, head, data, data.test, settings, width=settings.beam)
+    skipped: list[tuple[int, str]] = []
+    found = decode(model, head, data, data.test, settings, width=settings.beam, skipped=skipped)
     references = [data.texts[int(row)] for row in data.test]
     scores = {
         name: dataclasses.asdict(error_rates(references, spelled, settings.seed)) for name, spelled in found.items()
     }
     figures: dict[str, Any] = scores["beam"] | {"greedy": scores["greedy"], "rate": grid[best], "validation": trials}
+    figures["skipped"] = [[data.files.source.id(row), reason] for row, reason in skipped]
     figures["examples"] = [
         {"said": a, "heard": b} for a, b in list(zip(references, found["beam"], strict=True))[:SHOWN]
     ]
     if isinstance(model, FrozenCTC):
         figures["layer_shares"] = model.shares[head].softmax(0).tolist()
     elif save:
-        folder = settings.model or settings.out.with_suffix("")
         shown = {name: f"{100 * figures[name]:.2f} %" for name in ("wer", "cer")}
-        model.save_pretrained(folder, data.vocabulary, {"data": settings.data, **shown})
-        figures["model"] = str(folder)
+        model.save_pretrained(settings.folder, data.vocabulary, {"data": settings.data, **shown})
+        figures["model"] = str(settings.folder)
     return figures, found["beam"]
 
 

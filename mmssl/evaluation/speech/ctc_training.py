@@ -15,7 +15,7 @@ from mmssl.adapters.specs import WaveformSpec
 from mmssl.data.sources import Source
 from mmssl.errors import UserError
 from mmssl.evaluation.labels import held_out, split_rows
-from mmssl.evaluation.reading import Chunk, Files, read_views
+from mmssl.evaluation.reading import Chunk, Files, read_nearly_all
 from mmssl.evaluation.speech.ctc_decoding import beam, greedy
 from mmssl.evaluation.speech.ctc_model import FrozenCTC, TunedCTC, ctc_loss
 from mmssl.evaluation.speech.transcripts import Vocabulary, read_transcripts
@@ -75,7 +75,11 @@ def gather(spec: WaveformSpec, source: Source, settings: CtcSettings) -> Recordi
 
 
 def train(model: FrozenCTC | TunedCTC, rates: tuple[float, ...], data: Recordings, settings: CtcSettings) -> None:
-    """Adam, on batches of recordings of similar length, all heads at once."""
+    """Adam, on batches of recordings of similar length, all heads at once.
+
+    Raises:
+        UserError: too many recordings cannot be read.
+    """
     device = pick_device(settings.device)
     optimizer = torch.optim.Adam(model.groups(rates), betas=(0.9, 0.98))
     model.train()
@@ -83,10 +87,8 @@ def train(model: FrozenCTC | TunedCTC, rates: tuple[float, ...], data: Recording
         torch.manual_seed(settings.seed)
         files = data.at(training_rows(data, settings))
         size = min(settings.batch_size, len(data.train))
-        chunks = read_views(files, batch_size=size, workers=settings.workers, title="ctc")
+        chunks = read_nearly_all(files, [], batch_size=size, workers=settings.workers, title="ctc")
         for step, chunk in enumerate(chunks):
-            if chunk.views is None:
-                continue
             targets, sizes = data.targets(chunk.rows)
             view, lengths, frames = on_device(model, chunk, device)
             loss = ctc_loss(model(view, lengths), frames, targets.to(device), sizes.to(device))
@@ -141,13 +143,18 @@ def decode(
     rows: np.ndarray,
     settings: CtcSettings,
     width: int | None = None,
+    skipped: list[tuple[int, str]] | None = None,
 ) -> dict[str, list[str]]:
-    """Transcripts of some recordings: 'greedy', and with a `width` 'beam'; '' for what cannot be read."""
+    """Transcripts of some recordings: 'greedy', and with a `width` 'beam'; '' for what cannot be read, which goes into
+    `skipped` as (row, reason).
+
+    Raises:
+        UserError: too many cannot be read.
+    """
     device = pick_device(settings.device)
     found: dict[str, dict[int, str]] = {name: {} for name in (["greedy"] if width is None else ["greedy", "beam"])}
-    for chunk in read_views(data.at(rows), batch_size=settings.batch_size, workers=settings.workers):
-        if chunk.views is None:
-            continue
+    skipped, how = [] if skipped is None else skipped, {"batch_size": settings.batch_size, "workers": settings.workers}
+    for chunk in read_nearly_all(data.at(rows), skipped, title="ctc: spelling", **how):
         view, lengths, frames = on_device(model, chunk, device)
         log_probs = model(view, lengths)[head].float().log_softmax(-1).cpu().numpy()
         for row, one, count in zip(chunk.rows.tolist(), log_probs, frames.tolist(), strict=True):

@@ -31,6 +31,7 @@ from mmssl.evaluation.probes.layers import LayersSettings
 from mmssl.evaluation.reading import Files
 from mmssl.evaluation.views import evaluation_views
 from mmssl.report.reading import read_evaluations
+from mmssl.targets.quality import Segments
 from tests.evaluation.standins import write_tones
 
 SPECTROGRAM = AudioSpec(mels=16, frames=64, patch=8, stride=8)
@@ -148,6 +149,50 @@ def test_frames_get_the_unit_of_their_own_moment() -> None:
     np.testing.assert_allclose(codes * 160 + 200, start + 760 + 1280 * numbers, atol=80)
 
 
+def test_frames_get_the_label_of_their_own_moment(tmp_path: Path) -> None:
+    """Labels of a table: 'b' from second 0.9 to 1.1, 'a' before it, none behind it; none of another recording."""
+    (tmp_path / "phones.csv").write_text("id,start,end,label\na.wav,0,0.9,a\na.wav,0.9,1.1,b\n")
+    table = Segments(tmp_path / "phones.csv")
+    record = Record("a.wav", "audio", "a.wav", frames=32400, rate=16000.0)
+    encoder = speech()
+    numbers, codes = Frames(table, 1000).of(encoder, record, "a.wav", 12800, 0)
+    middles = ((32400 - 12800) // 2 + 320 * np.arange(39) + 200) / 16000
+    assert numbers.tolist() == np.flatnonzero(middles < 1.1).tolist()
+    assert 10 < len(numbers) < 39
+    assert codes.tolist() == (middles[numbers] >= 0.9).astype(int).tolist()
+    assert [len(part) for part in Frames(table, 1000).of(encoder, record, "b.wav", 12800, 0)] == [0, 0]
+
+
+def test_command_tells_labelled_frames_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(layer_heads, "LEAST_STEPS", 60)
+    rng, lines = np.random.default_rng(0), ["id,start,end,label"]
+    (tmp_path / "data").mkdir()
+    for number in range(10):  # a low and a high tone, one after the other; the last recording has no labels
+        time = np.arange(6400) / 16000
+        tones = [0.3 * np.sin(2 * np.pi * hertz * time) for hertz in (300, 3000)]
+        soundfile.write(tmp_path / f"data/{number}.wav", np.concatenate(tones) + rng.normal(0, 0.01, 12800), 16000)
+        lines += [f"{number}.wav,0,0.4,low", f"{number}.wav,0.4,0.8,high"] if number < 9 else []
+    (tmp_path / "phones.csv").write_text("\n".join(lines))
+    speech().save_pretrained(tmp_path / "encoder")
+    options = f"--encoder {tmp_path / 'encoder'} --data {tmp_path / 'data'} --out {tmp_path / 'a.json'} --workers 0"
+    command = ["evaluate", "layers", *options.split(), "--epochs", "1", "--frame-labels", str(tmp_path / "phones.csv")]
+    cli.main(command)
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["evaluation"] == "layers (frames)"
+    assert result["trained"]["top1"] > 0.9 > 0.6 > result["chance"]["majority"]
+    capsys.readouterr()
+    for table, said in (
+        ("id,start,end,label\nother.wav,0,1,low\nother.wav,1,2,high", "its column id must hold the ids of the data"),
+        ("id,start,end,label\n0.wav,0,1,low", "There is one label of frames, low"),
+    ):
+        (tmp_path / "phones.csv").write_text(table)
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        assert said in capsys.readouterr().err
+
+
 def test_command_writes_every_layer_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,3 +255,5 @@ def test_settings_that_make_no_probe_are_refused(tmp_path: Path) -> None:
     for more, message in (({"rates": ()}, "--rates"), ({"clips": 2}, "--clips"), ({"frames": 0}, "--frames")):
         with pytest.raises(UserError, match=message):
             LayersSettings(**given, **more).check()
+    with pytest.raises(UserError, match="both tell frames apart"):
+        LayersSettings(**given, units=tmp_path, frame_labels=tmp_path).check()

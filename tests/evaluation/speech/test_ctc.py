@@ -22,7 +22,7 @@ from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.encoders.speech import SpeechEncoder, SpeechSettings
 from mmssl.errors import UserError
 from mmssl.evaluation.frame import with_twins
-from mmssl.evaluation.speech.ctc import CtcSettings, commonest, examine, recognise
+from mmssl.evaluation.speech.ctc import CtcSettings, commonest, examine, recognise, show
 from mmssl.evaluation.speech.ctc_decoding import error_rates
 from mmssl.evaluation.speech.ctc_model import FrozenCTC, TunedCTC, ctc_loss
 from mmssl.evaluation.speech.ctc_training import gather, pace, training_rows
@@ -109,6 +109,24 @@ def test_fine_tuning_writes_a_model(tmp_path: Path) -> None:
     assert again["cer"] == figures["cer"]
 
 
+def test_what_cannot_be_read_is_told_and_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = open_source(write_spelled(tmp_path / "data", 40), "audio")
+    settings = given(tmp_path, rates=(1e-2,), steps=2)
+    test = gather(speech().spec, source, settings).test  # type: ignore[arg-type]
+    name = source.id(int(test[0]))
+    (tmp_path / "data" / name).write_bytes(b"no sound")
+    result = recognise([speech()], source, settings)
+    assert [[id, name in reason] for id, reason in result["trained"]["skipped"]] == [[name, True]]
+    show(result | {"untrained": result["trained"]})
+    assert (
+        f"note: 1 test recording(s) could not be read and count as unheard, such as {name}" in capsys.readouterr().out
+    )
+    for row in test:
+        (tmp_path / "data" / source.id(int(row))).write_bytes(b"no sound")
+    with pytest.raises(UserError, match="files could not be read, more than"):
+        recognise([speech()], source, settings)
+
+
 @pytest.mark.heavy
 def test_fine_tuning_learns_to_spell_tones(tmp_path: Path) -> None:
     figures, chance = fine_tuned(tmp_path, 150, steps=300)
@@ -177,7 +195,7 @@ def test_command_and_what_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixtu
     speech().save_pretrained(tmp_path / "encoder")
     options = f"--encoder {tmp_path / 'encoder'} --data {tmp_path / 'data'} --out {tmp_path / 'c.json'} --workers 0"
     cli.main(["evaluate", "ctc", *options.split(), "--steps", "2", "--rates", "0.01"])
-    assert "of words wrong" in capsys.readouterr().out
+    assert "of characters (lr 0.01)" in capsys.readouterr().out
     assert json.loads((tmp_path / "c.json").read_text())["chance"]["wer"] > 0
     (read,) = read_evaluations(tmp_path)
     assert [one.measure for one in read.results] == ["WER", "CER"]
@@ -187,5 +205,8 @@ def test_command_and_what_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixtu
         recognise([vit], source, given(tmp_path))
     with pytest.raises(UserError, match="give --tune, too"):
         given(tmp_path, model=tmp_path / "m").check()
+    for out in (tmp_path / "bare", tmp_path / "c.json.json"):
+        with pytest.raises(UserError, match=r"which is a file: give --out FILE\.json, or --model"):
+            given(tmp_path, tune=True, out=out).check()
     with pytest.raises(UserError, match="for choosing the rate"):
         gather(speech().spec, source, given(tmp_path, max_seconds=0.3))  # type: ignore[arg-type]
