@@ -6,13 +6,19 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from mmssl.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UMASK = os.umask(0o022)
+os.umask(UMASK)  # it can only be read by setting it, which is not safe once there are threads
 
 REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space, then give the same command again",
@@ -55,6 +61,15 @@ def write_json(path: Path, content: Any) -> None:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors with the rights that every new file gets: the library's own are the owner's alone, so that
+    nobody else on a cluster could load an encoder."""
+    from safetensors.torch import save_file  # processes that only verify media do without torch
+
+    save_file(dict(tensors), file, metadata=metadata)
+    os.chmod(file, 0o666 & ~UMASK)
 
 
 def sync(descriptor: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmssl.adaptation.adapt import VIDEOMAE_EPS, on_meta
@@ -35,7 +35,7 @@ from mmssl.encoders.processors import processor_config
 from mmssl.encoders.vit import ViT
 from mmssl.encoders.weights import State, canonical, from_hub, to_hub
 from mmssl.errors import UserError
-from mmssl.files import write_json, writing
+from mmssl.files import save_tensors, write_json, writing
 
 BEIT = Layout("beit", "BeitModel", "beit.")
 """BEiT's class has what MAE fine-tunes: a mean over patches, and a norm after it. It has no bias on keys, which changes
@@ -100,7 +100,7 @@ class Classifier(nn.Module):
             write_json(folder / "config.json", config)
             write_json(folder / "preprocessor_config.json", processor_config(self.encoder.spec, form.layout))
             (folder / "README.md").write_text(_card(self, form, facts or {}), encoding="utf-8")
-            save_file(_to_file(self, form), folder / "model.safetensors", metadata={"format": "pt"})
+            save_tensors(_to_file(self, form), folder / "model.safetensors", metadata={"format": "pt"})
         return form
 
     @staticmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mmssl.encoders.base import Encoder
@@ -19,6 +19,7 @@ from mmssl.encoders.layouts import READABLE, Layout, layout_of
 from mmssl.encoders.processors import processor_config
 from mmssl.encoders.weights import State, canonical, from_hub, to_hub
 from mmssl.errors import UserError
+from mmssl.files import save_tensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -54,7 +55,7 @@ def save_encoder(
         _write(folder / "config.json", _json(config_of(encoder, layout)))
         _write(folder / "preprocessor_config.json", _json(processor_config(encoder.spec, layout)))
         _write(folder / "README.md", model_card(encoder, layout, card or {}))
-        save_file(weights, folder / f".{WEIGHTS}", metadata={"format": "pt"})
+        save_tensors(weights, folder / f".{WEIGHTS}", metadata={"format": "pt"})
         os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.files import sync_path, writing
+from mmssl.files import save_tensors, sync_path, writing
 from mmssl.targets.kmeans import assign
 
 
@@ -55,7 +54,7 @@ class Codebook:
         with writing(file):
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                save_file(tensors, part, metadata={"features": self.features, "sha256": self.sha256})
+                save_tensors(tensors, part, metadata={"features": self.features, "sha256": self.sha256})
                 sync_path(part)
                 os.replace(part, file)
             except BaseException:

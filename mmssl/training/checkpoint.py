@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -31,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.errors import UserError
-from mmssl.files import sync_path, write_json, writing
+from mmssl.files import save_tensors, sync_path, write_json, writing
 from mmssl.training.step import LossScale
 
 logger = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ class Checkpoints:
                 for name, tensors in files.items():
                     path = part / f"{name}.safetensors"
                     # Tensors of one storage (tied weights) are stored once each: safetensors knows no sharing.
-                    save_file({key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}, path)
+                    save_tensors({key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}, path)
                     sync_path(path)
                     written[path.name] = {"size": path.stat().st_size, "sha256": digest(path)}
                 write_json(part / "state.json", {"format": FORMAT, "files": written, **state})

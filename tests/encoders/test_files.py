@@ -116,6 +116,15 @@ def test_settings_that_only_mmssl_has_survive(tmp_path: Path) -> None:
         assert ("transformers cannot load it" in card) == (layout.reason is not None)
 
 
+def test_others_may_read_all_that_is_written(tmp_path: Path) -> None:
+    """Every file has the rights that a new file gets here."""
+    save_encoder(image_vit(), tmp_path / "encoder")
+    (tmp_path / "new").touch()
+    rights = {path.name: path.stat().st_mode for path in (tmp_path / "encoder").iterdir()}
+    assert "model.safetensors" in rights
+    assert set(rights.values()) == {(tmp_path / "new").stat().st_mode}
+
+
 def test_a_state_dict_from_elsewhere_is_written(tmp_path: Path) -> None:
     encoder, other = image_vit(), image_vit()
     with torch.no_grad():

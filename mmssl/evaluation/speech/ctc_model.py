@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmssl.encoders.configs import config_of
@@ -18,7 +17,7 @@ from mmssl.encoders.speech import SpeechEncoder
 from mmssl.encoders.weights import to_hub
 from mmssl.evaluation.layer_states import states_of
 from mmssl.evaluation.speech.transcripts import BLANK, SPACE, UNKNOWN, Vocabulary
-from mmssl.files import write_json, writing
+from mmssl.files import save_tensors, write_json, writing
 
 
 def ctc_loss(logits: Tensor, frames: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
@@ -131,7 +130,7 @@ class TunedCTC(nn.Module):
             write_json(folder / "tokenizer_config.json", tokenizer)
             write_json(folder / "vocab.json", {symbol: number for number, symbol in enumerate(vocabulary.symbols)})
             (folder / "README.md").write_text(_card(architecture, vocabulary, facts), encoding="utf-8")
-            save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+            save_tensors(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _card(architecture: str, vocabulary: Vocabulary, facts: Mapping[str, Any]) -> str:
