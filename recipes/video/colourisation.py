@@ -11,7 +11,7 @@ command    mmssl pretrain video/colourisation --data DIR --out DIR
            judge: mmssl evaluate propagation
 hardware   not stated
 published  JHMDB PCK@.1 45.2, @.2 69.6; DAVIS 2017 J 34.6, F 32.7 (recalled), copying the first frame's masks 22.1, 23.6
-ours       not at this scale; twelve minutes on a CPU: ten sequences of DAVIS, J .51 over 3 seeds, untrained .47
+ours       not at this scale; five minutes on a CPU: ten sequences of DAVIS, J .52 over 3 seeds, untrained .47
            (docs/results.md)
 """
 
