@@ -24,7 +24,7 @@ from mmssl.evaluation.results import data_of, encode
 from mmssl.evaluation.subject import pick_device
 from mmssl.evaluation.views import evaluation_views
 
-SHUFFLES = 10
+SHUFFLES = 20
 
 
 @dataclass(kw_only=True)
@@ -37,7 +37,7 @@ class ProbeSettings(Settings):
     clips: int = 1
     """Clips or segments of a file whose features are averaged; 1 is the middle one."""
     shuffle_labels: bool = False
-    """Also train the probe on shuffled labels, ten times: a control that has to be at chance."""
+    """Also train the probe on shuffled labels, twenty times: a control that has to be at chance."""
     batch_size: int = 64
     workers: int = 2
     """Processes that decode; 0 decodes in this one."""
