@@ -5,8 +5,8 @@ Claims, each on held-out files and with the probe's rate chosen on training file
   difference excludes zero, in each modality and for every seed;
 - a probe on shuffled labels is at chance;
 - an encoder pre-trained on pictures, clips or recordings whose pixels or samples were shuffled, each file in an order
-  of its own, does not beat the untrained one by more than that interval. On recordings it comes to the edge of it, and
-  passes it in one run of six, so that the test may fail there.
+  of its own, does not beat the untrained one by more than that interval. On recordings it comes to the edge of it, which
+  is an open defect (docs/results.md), and gains less than 7 points for every seed, where overlapping segments gave 10.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def shuffled_samples(folder: Path) -> Path:
     return folder
 
 
-EDGE = pytest.mark.xfail(reason="shuffled recordings gain 0 to 5 points, at the edge of the interval: docs/results.md")
+EDGE = (
+    "shuffled recordings gain 0 to 5 points, at the edge of the interval, which one run of six passed: an open defect"
+)
 
 
 def test_controls(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_controls(tmp_path: Path) -> None:
     ("job", "shuffle", "seed"),
     [
         pytest.param(demo.JOBS[1], shuffled_clips, 0, id="video"),
-        *(pytest.param(demo.JOBS[2], shuffled_samples, seed, id=f"audio-{seed}", marks=EDGE) for seed in (0, 1, 2)),
+        *(pytest.param(demo.JOBS[2], shuffled_samples, seed, id=f"audio-{seed}") for seed in (0, 1, 2)),
     ],
 )
 def test_shuffled_clips_and_recordings_teach_nothing(
@@ -129,4 +131,7 @@ def test_shuffled_clips_and_recordings_teach_nothing(
     figures = demo.train_and_probe(job, tmp_path / "run", seed, data=shuffle(tmp_path / "shuffled"))
     low, high = figures["difference"]["top1_interval"]
     print(f"\n{job.folder} on shuffled media, seed {seed}: difference to untrained {low:.3f} to {high:.3f}")
+    assert figures["difference"]["top1"] < 0.07
+    if low > 0 and job is demo.JOBS[2]:
+        pytest.xfail(EDGE)
     assert low <= 0

@@ -7,8 +7,7 @@ HuBERT and WavLM do not hold yet in as few steps, and their test says so:
 - HuBERT's second iteration is better on average than its first;
 - units of its layers tell more of which digit is spoken than units of MFCC do (PNMI).
 
-What simple statistics of log-mel bands and MFCC reach is printed beside; nothing is claimed of it. About a quarter of
-an hour a seed on one core.
+What simple statistics of log-mel bands and MFCC reach is printed beside; nothing is claimed of it.
 """
 
 from __future__ import annotations
