@@ -5,8 +5,8 @@ Claims, each on held-out files and with the probe's rate chosen on training file
   difference excludes zero, in each modality and for every seed;
 - a probe on shuffled labels is at chance;
 - an encoder pre-trained on pictures, clips or recordings whose pixels or samples were shuffled, each file in an order
-  of its own, does not beat the untrained one by more than that interval. On recordings it comes to the edge of it, which
-  is an open defect (docs/results.md), and gains less than 7 points for every seed, where overlapping segments gave 10.
+  of its own, does not beat the untrained one by more than that interval. On recordings it comes to the edge of it,
+  which is an open defect (docs/results.md), and gains less than 7 points, where overlapping segments gave 10.
 """
 
 from __future__ import annotations
