@@ -61,25 +61,11 @@ class Frames:
         middles = frame_middles(encoder)
         whole = len(middles) if isinstance(spec, AudioSpec) else max(spec.frames_of(valid), 0)  # type: ignore[union-attr]
         middles = middles[:whole][middles[:whole] < valid]
-        units = self.units
-        seconds = (start + middles) / spec.rate  # type: ignore[union-attr]
-        if isinstance(units, Segments):
-            codes, key = units.at_seconds(name, seconds), len(seconds)
-        else:
-            place = np.round((seconds * units.rate_in - units.window / 2) / units.hop).astype(np.int64)
-            known = units.of(name)
-            there, key = (place >= 0) & (place < len(known)), len(known)
-            codes = np.full(len(place), -1, np.int64)
-            codes[there] = known[place[there]]
+        codes = self.units.at_seconds(name, (start + middles) / spec.rate)  # type: ignore[union-attr]
         inside = np.flatnonzero(codes >= 0)
         if len(inside) > self.most:
-            inside = np.sort(np.random.default_rng((seed, key)).choice(inside, self.most, replace=False))
+            inside = np.sort(np.random.default_rng((seed, len(inside))).choice(inside, self.most, replace=False))
         return inside, codes[inside]
-
-    @property
-    def sha256(self) -> str:
-        """Of the units or the table."""
-        return self.units.sha256 if isinstance(self.units, Segments) else str(self.units.about["sha256"])
 
 
 def frame_middles(encoder: Encoder) -> np.ndarray:
@@ -135,7 +121,7 @@ def collect_states(
         UserError: too many unreadable files, states that are not finite, or encoders without layers of one width.
     """
     # What was kept depends on the encoder's whole output and, with frames, on the units and the draw.
-    what = "" if frames is None else f"{frames.sha256} {frames.most}"
+    what = "" if frames is None else f"{frames.units.sha256} {frames.most}"
     keys = [hashlib.sha256(f"layers {what} {cache_key(one, files)}".encode()).hexdigest() for one in encoders]
     stored = [load_cached(cache, key) for key in keys]
     missing = [number for number, found in enumerate(stored) if found is None]

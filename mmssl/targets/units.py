@@ -95,12 +95,27 @@ class Units:
         first, count = int(self._offsets[place, 1]), int(self._offsets[place, 2])
         return self._labels[first : first + count]
 
+    def at_seconds(self, id: str, time: np.ndarray) -> np.ndarray:
+        """int64, as many as times: the label whose samples lie nearest around each second of the recording, -1 where
+        there is none. Raises KeyError as `of` does."""
+        known = self.of(id)
+        place = np.round((time * self.rate_in - self.window / 2) / self.hop).astype(np.int64)
+        there = (place >= 0) & (place < len(known))
+        labels = np.full(len(place), -1, np.int64)
+        labels[there] = known[place[there]]
+        return labels
+
+    @property
+    def sha256(self) -> str:
+        """Of all labels."""
+        return str(self.about["sha256"])
+
     def __contains__(self, id: str) -> bool:
         return self._place(id) is not None
 
     def verify(self) -> None:
         """Compare all labels with their hash. Raises UserError where they differ."""
-        if hash_file(self.folder / LABELS) != self.about["sha256"]:
+        if hash_file(self.folder / LABELS) != self.sha256:
             raise UserError(
                 f"{self.folder / LABELS} has other content than was written: remove the folder and make the units "
                 "again, or restore the file from a copy."

@@ -32,6 +32,7 @@ from mmssl.evaluation.reading import Files
 from mmssl.evaluation.views import evaluation_views
 from mmssl.report.reading import read_evaluations
 from mmssl.targets.quality import Segments
+from mmssl.targets.units import Units
 from tests.evaluation.standins import write_tones
 
 SPECTROGRAM = AudioSpec(mels=16, frames=64, patch=8, stride=8)
@@ -113,11 +114,11 @@ def test_states_are_those_of_transformers_and_leave_padding_out(tmp_path: Path) 
         np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-4)
 
 
-class Ramp:
+class Ramp(Units):
     """Units whose label tells the moment: label n of a recording is n."""
 
-    folder, codes, hop, window, rate_in = Path("units"), 1000, 160, 400, 16000
-    about: dict = {"sha256": "ramp"}  # noqa: RUF012
+    def __init__(self) -> None:
+        super().__init__(Path("units"), {"codes": 1000, "hop": 160, "window": 400, "rate": 16000, "sha256": "ramp"})
 
     def of(self, name: str) -> np.ndarray:
         return np.arange(200, dtype=np.int16)
@@ -127,17 +128,17 @@ class Ramp:
 
 
 def test_frames_get_the_unit_of_their_own_moment() -> None:
-    units: object = Ramp()
+    units = Ramp()
     record = Record("a.wav", "audio", "a.wav", frames=32400, rate=16000.0)  # 2.025 s: 201 labels of 10 ms
     encoder = speech()
-    frames = Frames(units, 1000)  # type: ignore[arg-type]
+    frames = Frames(units, 1000)
     numbers, codes = frames.of(encoder, record, "a.wav", 12800, 0)
     start = (32400 - 12800) // 2
     # Frame k covers samples start + 320 k ... + 400, label n samples 160 n ... + 400.
     exact = (start + 320 * numbers) / 160
     assert len(numbers) == encoder.spec.frames_of(12800) == 39  # type: ignore[union-attr]
     assert np.abs(codes - exact).max() <= 0.5
-    few, _ = Frames(units, 7).of(encoder, record, "a.wav", 12800, 0)  # type: ignore[arg-type]
+    few, _ = Frames(units, 7).of(encoder, record, "a.wav", 12800, 0)
     assert len(few) == len(np.unique(few)) == 7
     some, _ = frames.of(encoder, record, "a.wav", 6400, 0)
     assert some.max() == (6400 - 400) // 320, "whole frames only"
@@ -226,7 +227,7 @@ def test_kept_states_are_used_again_and_belong_to_their_units(tmp_path: Path, mo
     source = open_source(tmp_path / "data", "audio")
     encoder = speech()
     files = Files(source, evaluation_views(encoder.spec), source.rows(None), 0)
-    units: object = Ramp()
+    units = Ramp()
     frames = Frames(units, 5)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
     options: dict = {"batch_size": 3, "workers": 0, "device": cpu, "cache": tmp_path / "kept"}
