@@ -15,9 +15,10 @@ from mmssl.adaptation.rand_augment import RandAugmented
 from mmssl.adaptation.settings import FinetuneSettings
 from mmssl.adaptation.stills import Stills
 from mmssl.adapters.specs import ImageSpec, SoundSpec, Spec
+from mmssl.data.audio_views import AudioViews
 from mmssl.data.media import Media
 from mmssl.data.sources import Source
-from mmssl.data.views import AudioViews, ImageViews, Sample, VideoViews, Views, ViewsAround
+from mmssl.data.views import ImageViews, Sample, VideoViews, Views, ViewsAround
 from mmssl.encoders.base import Encoder
 from mmssl.evaluation.labels import Task, file_labels
 from mmssl.training.recipe import DeviceView, Parts

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.data.audio import read_audio
+from mmssl.data.audio_views import AudioViews
 from mmssl.data.media import Media, UnreadableMedia
-from mmssl.data.views import AudioViews, Sample, Views
+from mmssl.data.views import Sample, Views
 
 LEAST_ENERGY = 1e-9
 

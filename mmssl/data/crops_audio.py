@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from mmssl.data.audio import read_audio
+from mmssl.data.audio_views import AudioCentre
 from mmssl.data.media import Media, Record, UnreadableMedia
 from mmssl.data.plan import Cut
-from mmssl.data.views import AudioCentre, Sample, Views
+from mmssl.data.views import Sample, Views
 from mmssl.errors import UserError
 
 NO_LABEL = -1

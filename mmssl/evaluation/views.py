@@ -11,21 +11,11 @@ import torch
 from torch import Tensor
 
 from mmssl.adapters.specs import ImageSpec, Spec, VideoSpec, WaveformSpec
+from mmssl.data.audio_views import AudioCentre, AudioViews
 from mmssl.data.listing import list_media
 from mmssl.data.media import Media, UnreadableMedia
 from mmssl.data.video import open_video
-from mmssl.data.views import (
-    AudioCentre,
-    AudioViews,
-    ImageViews,
-    Sample,
-    VideoViews,
-    Views,
-    centre_crop,
-    clip_indices,
-    clip_span,
-    within_file,
-)
+from mmssl.data.views import ImageViews, Sample, VideoViews, Views, centre_crop, clip_indices, clip_span, within_file
 from mmssl.errors import UserError
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mmssl.adapters.base import Adapter
 from mmssl.adapters.specs import AudioSpec, ImageSpec, Spec, VideoSpec, WaveformSpec
-from mmssl.data.views import AudioViews, ImageViews, VideoViews, Views
+from mmssl.data.audio_views import AudioViews
+from mmssl.data.views import ImageViews, VideoViews, Views
 from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.encoders.build import build_adapter
 from mmssl.errors import UserError

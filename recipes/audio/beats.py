@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmssl.adapters.specs import AudioSpec
-from mmssl.data.views import AudioViews
+from mmssl.data.audio_views import AudioViews
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.objectives.masked_prediction import MaskedPrediction
 from mmssl.objectives.masks import RandomMask

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmssl.adapters.specs import AudioSpec
+from mmssl.data.audio_views import AudioViews
 from mmssl.data.device_views import GaussianNoise
-from mmssl.data.views import AudioViews
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.objectives.contrastive import Contrastive
 from mmssl.training.recipe import Parts, main

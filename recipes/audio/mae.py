@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmssl.adapters.specs import AudioSpec
-from mmssl.data.views import AudioViews
+from mmssl.data.audio_views import AudioViews
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.objectives.masked_autoencoder import MaskedAutoencoder
 from mmssl.objectives.masks import MaskMaker, RandomMask, TimeFrequencyMask

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mmssl.adapters.specs import AudioSpec
-from mmssl.data.views import AudioViews
+from mmssl.data.audio_views import AudioViews
 from mmssl.encoders.build import EncoderSettings, build_encoder
 from mmssl.objectives.temporal_order import TemporalOrder
 from mmssl.training.recipe import Parts, main

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmssl.data.audio_views import AudioViews
 from mmssl.data.loader import MediaDataset, make_loader
 from mmssl.data.plan import Draw, Plan
 from mmssl.data.sources import Source, open_source
-from mmssl.data.views import AudioViews, ImageViews
+from mmssl.data.views import ImageViews
 from mmssl.errors import UserError
 from mmssl.types import Batch
 from tests.data.loading import NOISE, assert_equal, dataset, plan, tensors

@@ -18,22 +18,12 @@ from transformers import CLIPImageProcessor, VideoMAEImageProcessor
 
 from mmssl.data import views as views_module
 from mmssl.data.audio import read_audio
+from mmssl.data.audio_views import AudioViews, apart_starts
 from mmssl.data.crops import crop_and_resize, multiscale_box, random_resized_box
 from mmssl.data.images import decode_image
 from mmssl.data.media import Media, Record, UnreadableMedia
 from mmssl.data.video import open_video
-from mmssl.data.views import (
-    AudioViews,
-    Crop,
-    ImageViews,
-    Short,
-    VideoViews,
-    Views,
-    apart_starts,
-    clip_indices,
-    clip_span,
-    within_file,
-)
+from mmssl.data.views import Crop, ImageViews, Short, VideoViews, Views, clip_indices, clip_span, within_file
 from tests.media import frame_numbers, make_audio, make_image, make_video
 
 WHOLE_FRAME: dict[str, Any] = {"crop": "random_resized", "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}

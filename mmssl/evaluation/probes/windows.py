@@ -15,9 +15,10 @@ import torch.nn.functional as F
 
 from mmssl.adapters.specs import AudioSpec, SoundSpec
 from mmssl.data.audio import read_audio
+from mmssl.data.audio_views import AudioViews
 from mmssl.data.media import Media, UnreadableMedia
 from mmssl.data.sources import Source
-from mmssl.data.views import AudioViews, Sample, Views
+from mmssl.data.views import Sample, Views
 from mmssl.encoders.base import Encoder, TokenEncoder
 from mmssl.errors import UserError
 from mmssl.evaluation.features import Features, extract_all
