@@ -63,15 +63,25 @@ def build_index(
 def show_progress(console: Console, doing: str = "verifying", done_so: str = "verified") -> Iterator[Report]:
     """A bar on a terminal, plain lines elsewhere."""
     if not console.is_terminal:
-        last = 0.0
+        last, said, latest = 0.0, "", ""
+
+        def say() -> None:
+            nonlocal said
+            if latest != said:
+                print(latest, file=sys.stderr, flush=True)
+                said = latest
 
         def line(done: int, total: int, bad: int) -> None:
-            nonlocal last
+            nonlocal last, latest
+            latest = f"{done_so} {done} of {total} files, {bad} with a problem"
             if time.monotonic() - last > PLAIN_SECONDS:
                 last = time.monotonic()
-                print(f"{done_so} {done} of {total} files, {bad} with a problem", file=sys.stderr, flush=True)
+                say()
 
-        yield line
+        try:
+            yield line
+        finally:
+            say()
         return
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[bad]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:

@@ -4,6 +4,7 @@ table on disk is whole or absent.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mmssl.data import index as index_module
 from mmssl.data.index import Index
-from mmssl.data.indexing import build_index
+from mmssl.data.indexing import build_index, show_progress
 from mmssl.errors import UserError
 from tests.media import make_audio, make_image, make_image_tree, make_video
 
@@ -174,3 +176,11 @@ def _children() -> list[int]:
     task = Path(f"/proc/self/task/{os.getpid()}/children")
     pids = [int(pid) for pid in task.read_text().split()]
     return [pid for pid in pids if b"mmssl.data.probe" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_without_a_terminal_the_last_count_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress(Console(file=io.StringIO())) as show:
+        for done in range(1, 6):
+            show(done, 5, done // 5)
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["verified 1 of 5 files, 0 with a problem", "verified 5 of 5 files, 1 with a problem"]
