@@ -17,7 +17,7 @@ import soundfile
 
 from mmssl.targets.units import Units
 from tests.runs import REPOSITORY, session
-from tests.targets.test_make import SAMPLES, speech
+from tests.targets.making import SAMPLES, speech
 
 PEAK = """
 import sys

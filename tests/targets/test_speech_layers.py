@@ -17,7 +17,7 @@ from mmssl.targets import reading
 from mmssl.targets.make import run_kmeans
 from mmssl.targets.settings import KmeansSettings
 from mmssl.targets.tokenizer import load_tokenizer
-from tests.targets.test_make import speech
+from tests.targets.making import speech
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
