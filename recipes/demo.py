@@ -24,11 +24,13 @@ SHARED = "--optimizer adamw --lr-per 64 --workers 1 --log-every 20 --save-every 
 VIT = "--encoder.arch vit --encoder.width 128 --encoder.heads 4"
 IMAGE = f"{VIT} --encoder.depth 6 --input.size 28 --input.patch 4"
 CLIP = f"{VIT} --encoder.depth 4 --input.size 32 --input.patch 8 --input.frames 8 --input.stride 1"
-SOUND = f"{VIT} --encoder.depth 6 --input.rate 8000 --input.mels 64 --input.frames 48 --input.mean -5.4 --input.std 4.6"
+# A token is 16 frames of all bands: over patches of some bands each, a mean would lose which band is loud.
+BANDS = "--input.mels 16 --input.patch 16 --input.stride 8 --input.mean -5.4 --input.std 4.6"
+SOUND = f"{VIT} --encoder.depth 6 --input.rate 8000 --input.frames 48 {BANDS}"
 # Directions and colours carry the answer, so that neither is flipped or jittered away.
 GENTLE = "--no-flip --strength 0.2 --grey 0 --blur 0 --scale 0.5 1.0 --temperature 0.2 --hidden 256 --out-width 64"
 # Half a second each, so that both segments fit into every recording without sharing an instant.
-SIMCLR = "--apart --layers 2 --norm batch --similarity cosine --temperature 0.1 --symmetric --out-width 128"
+SIMCLR = "--apart --noise 0 --layers 2 --norm batch --similarity cosine --temperature 0.2 --symmetric --out-width 128"
 DECODER = "--decoder.width 64 --decoder.depth 2 --decoder.heads 2"
 
 

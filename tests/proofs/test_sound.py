@@ -1,7 +1,6 @@
 """HuBERT, WavLM, COLA and the masked autoencoder learn from recordings, in minutes and from 157 minutes of sound.
 
-Claims, each for seeds 0, 1 and 2 on held-out files, the probe's settings chosen on training files alone; those of
-HuBERT and WavLM do not hold yet in as few steps, and their test says so:
+Claims, each for seeds 0, 1 and 2 on held-out files, the probe's settings chosen on training files alone:
 - each of them answers the four questions of `sound.py` better on average than untrained, and the 95 % interval of the
   paired difference excludes zero on the digits, which were not trained on, of speakers the probe has not heard;
 - HuBERT's second iteration is better on average than its first;
@@ -28,12 +27,14 @@ pytestmark = pytest.mark.heavy
 
 RUN = "--workers 1 --probe-every 0 --log-every 50 --save-every 1000"
 SPEECH = (
-    "--input.channels 32 64 64 64 64 64 64 --encoder.width 128 --encoder.depth 4 --encoder.heads 4 "
+    "--input.channels 32 32 64 64 64 64 64 --encoder.width 128 --encoder.depth 3 --encoder.heads 4 "
     "--encoder.position-kernel 32 --encoder.layer-drop 0 --encoder.dropout 0.05 --encoder.attention-dropout 0 "
-    "--encoder.input-dropout 0 --encoder.feature-gradient 1 --batch-seconds 24 --lr-per 24 --base-lr 1e-3 "
-    "--min-seconds 0.3 --max-seconds 4 --buckets 8 --steps 1000"
+    "--encoder.input-dropout 0 --encoder.feature-gradient 1 --batch-seconds 16 --lr-per 16 --base-lr 1e-3 "
+    "--min-seconds 0.3 --max-seconds 4 --buckets 8 --unmasked-weight 1"
 )
-ITERATIONS = "--clusters 100 100 --layer 3 --fit-frames 200000"
+"""Without a term for visible frames the convolutions take several times as many steps to leave their first plateau."""
+ITERATIONS = "--steps 6000 --clusters 100 100 --layer 2 --fit-frames 200000"
+"""The first iteration has 3,750 of the steps."""
 COLA = "--steps 300 --batch-size 32 --lr-per 32"
 MAE = (
     "--input.mels 64 --input.frames 96 --encoder.width 128 --encoder.depth 4 --encoder.heads 4 --decoder.width 64 "
@@ -64,10 +65,10 @@ def beats_untrained(found: dict[str, Gain]) -> bool:
     return bool(average > 0 and found["digits"].low > 0)
 
 
-def pnmi(codebook: Path, out: Path, features: list[str]) -> float:
-    """How much the units that another data set's codebook gives tell of which digit is spoken."""
-    options = ["--data", str(folder("digits")), "--out", str(out), "--codebook", str(codebook), "--workers", "1"]
-    mmssl(["targets", "kmeans", *options, *features])
+def pnmi(units: Path, out: Path) -> float:
+    """How much the units that the codebook of other recordings gives tell of which digit is spoken."""
+    options = ["--data", str(folder("digits")), "--out", str(out), "--codebook", str(units), "--workers", "1"]
+    mmssl(["targets", "kmeans", *options])
     return json.loads((out / "units.json").read_text(encoding="utf-8"))["quality"]["classes"]["pnmi"]
 
 
@@ -77,7 +78,6 @@ def test_floors() -> None:
         assert all(0 < top1 < 1 for top1 in found.values())
 
 
-@pytest.mark.xfail(strict=True, reason="the first iteration ends on the plateau where training begins: docs/results.md")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_hubert_and_wavlm(seed: int, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "hubert"
@@ -93,12 +93,11 @@ def test_hubert_and_wavlm(seed: int, data: Path, tmp_path: Path) -> None:
         assert last["masked_accuracy"] > last["majority"]
         assert beats_untrained(found)
 
-    units, layer = run / "iteration-2/units", ["--features", "layer", "--layer", "3"]
-    of_mfcc = pnmi(run / "iteration-1/units", tmp_path / "mfcc", ["--features", "mfcc"])
-    of_layer = pnmi(units, tmp_path / "layer", [*layer, "--encoder", str(run / "iteration-1/encoder")])
-    print(f"PNMI of 100 units with the digits: MFCC {of_mfcc:.3f}, layer 3 of the first iteration {of_layer:.3f}")
+    units = run / "iteration-2/units"
+    of_mfcc, of_layer = pnmi(run / "iteration-1/units", tmp_path / "mfcc"), pnmi(units, tmp_path / "layer")
+    print(f"PNMI of 100 units with the digits: MFCC {of_mfcc:.3f}, layer 2 of the first iteration {of_layer:.3f}")
 
-    pretrained("audio/wavlm", data, tmp_path / "wavlm", seed, f"{SPEECH} --units {units}")
+    pretrained("audio/wavlm", data, tmp_path / "wavlm", seed, f"{SPEECH} --steps 2000 --units {units}")
     wavlm = Encoder.from_pretrained(tmp_path / "wavlm/encoder")
     found = gains(ask(wavlm), ask(untrained(wavlm, seed)))
     told("WavLM", seed, found)
