@@ -81,6 +81,14 @@ def pnmi(units: Path, out: Path) -> float:
     return json.loads((out / "units.json").read_text(encoding="utf-8"))["quality"]["classes"]["pnmi"]
 
 
+def learned(recipe: str, options: str, seed: int, data: Path, out: Path) -> dict[str, Gain]:
+    pretrained(recipe, data, out, seed, options)
+    encoder = Encoder.from_pretrained(out / "encoder")
+    found = gains(ask(encoder), ask(untrained(encoder, seed)))
+    told(recipe, seed, found)
+    return found
+
+
 def test_floors() -> None:
     for question, found in floors().items():
         print(f"\n{question}: " + ", ".join(f"{name} {top1:.3f}" for name, top1 in found.items()))
@@ -108,27 +116,19 @@ def test_hubert_and_wavlm(seed: int, data: Path, tmp_path: Path) -> None:
     print(f"PNMI of 100 units with the digits: MFCC {of_mfcc:.3f}, layer 2 of the first iteration {of_layer:.3f}")
     assert of_layer > of_mfcc
 
-    pretrained("audio/wavlm", data, tmp_path / "wavlm", seed, f"{SPEECH} --steps 2500 --units {units}")
-    wavlm = Encoder.from_pretrained(tmp_path / "wavlm/encoder")
-    of_wavlm = gains(ask(wavlm), ask(untrained(wavlm, seed)))
-    told("WavLM", seed, of_wavlm)
-    assert beats_untrained(of_wavlm)
+    assert beats_untrained(
+        learned("audio/wavlm", f"{SPEECH} --steps 2500 --units {units}", seed, data, tmp_path / "wavlm")
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_masked_autoencoder(seed: int, data: Path, tmp_path: Path) -> None:
-    pretrained("audio/mae", data, tmp_path / "run", seed, MAE)
-    encoder = Encoder.from_pretrained(tmp_path / "run/encoder")
-    found = gains(ask(encoder), ask(untrained(encoder, seed)))
-    told("audio/mae", seed, found)
-    assert beats_untrained(found)
+    assert beats_untrained(learned("audio/mae", MAE, seed, data, tmp_path / "run"))
 
 
-@pytest.mark.xfail(reason="gains on drums for one seed of two, and on nothing for the other: docs/results.md")
-@pytest.mark.parametrize("seed", SEEDS)
+NO_GAIN = pytest.mark.xfail(strict=True, reason="no gain on any question: docs/results.md, an open defect")
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=NO_GAIN)])
 def test_cola(seed: int, data: Path, tmp_path: Path) -> None:
-    pretrained("audio/cola", data, tmp_path / "run", seed, COLA)
-    encoder = Encoder.from_pretrained(tmp_path / "run/encoder")
-    found = gains(ask(encoder), ask(untrained(encoder, seed)))
-    told("audio/cola", seed, found)
-    assert found["drums"].low > 0
+    assert learned("audio/cola", COLA, seed, data, tmp_path / "run")["drums"].low > 0
