@@ -89,7 +89,9 @@ def carry_out(
     on_main(accelerator, lambda: write_recipe(settings, recipe, command, accelerator))
     finished = run.train(end)
     if not finished and accelerator.is_main_process:
-        print(f"Saved after step {run.step} of {run.total}. To go on:\n  {command}", file=sys.stderr, flush=True)
+        # Options of a launcher are not among the arguments of its processes.
+        again = command if accelerator.num_processes == 1 else "the command that launched these processes, once more"
+        print(f"Saved after step {run.step} of {run.total}. To go on:\n  {again}", file=sys.stderr, flush=True)
     return finished
 
 
