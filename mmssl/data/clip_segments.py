@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,11 +26,16 @@ class ClipSegments(Views):
 
     A recording longer than `clip` seconds gives a random part of that length, which is then the clip (our choice: the
     level of one second would depend on hours of other sound, and all of it would have to be read).
+
+    `unit` says what has unit norm: 'clip', as the official code has it for clips of one length. Where lengths differ,
+    segments of longer recordings are then quieter, and can be matched by their level, without listening. 'segment' (our
+    addition) multiplies a clip so that its segments have unit energy on average, whatever its length.
     """
 
     rate: int
     samples: int
     clip: float = 30.0
+    unit: Literal["clip", "segment"] = "clip"
     names: tuple[str, ...] = ("a", "b")
     per_file: int = 1
 
@@ -38,6 +44,8 @@ class ClipSegments(Views):
         if len(wave) == 0:
             raise UnreadableMedia(f"{media.name}: holds no sound")
         wave = wave * wave.square().sum().clamp_min(LEAST_ENERGY).rsqrt()
+        if self.unit == "segment":
+            wave = wave * math.sqrt(max(len(wave) / self.samples, 1.0))
         missing = max(self.samples - len(wave), 0)
         wave = F.pad(wave, (missing // 2, missing - missing // 2))
         made = []

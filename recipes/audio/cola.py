@@ -43,6 +43,9 @@ class Settings(Common):
     """Length of a segment."""
     clip: float = 30.0
     """Seconds of a recording that are normalised together and that both segments come from."""
+    unit: Literal["clip", "segment"] = "clip"
+    """What has unit L2 norm. Where recordings have different lengths, 'segment' keeps the level of a segment from
+    telling which recording it is of."""
     out_width: int = 512
     """Width of the projection that the loss compares."""
     similarity: Literal["bilinear", "cosine"] = "bilinear"
@@ -84,7 +87,7 @@ def build(settings: Settings) -> Parts:
             f"--seconds {settings.seconds:g} gives fewer than the {spec.frames} frames of --input.frames "
             f"({spec.samples / spec.rate:.3f} s), or --clip {settings.clip:g} is shorter than a segment: change one."
         )
-    views = ClipSegments(spec.rate, samples, settings.clip, names=objective.views)
+    views = ClipSegments(spec.rate, samples, settings.clip, settings.unit, names=objective.views)
     noise = GaussianNoise(names=objective.views[1:], scale=settings.noise, samples=samples, relative=False)
     return Parts(objective, views, [noise] if settings.noise > 0 else [])
 

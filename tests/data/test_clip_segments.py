@@ -1,6 +1,7 @@
 """Claims: COLA's segments are parts of a clip that has unit L2 norm as a whole, short clips have equal silence on both
-sides, long ones are read in part; the noise on the positive is normal of the given deviation, on silence too. Lengths
-and energies are computed from the file by soundfile."""
+sides, long ones are read in part, and segments of unit energy do not tell how long their recording is; the noise on the
+positive is normal of the given deviation, on silence too. Lengths and energies are computed from the file by
+soundfile."""
 
 from __future__ import annotations
 
@@ -72,6 +73,17 @@ def test_of_a_long_recording_one_part_is_read(tmp_path: Path, monkeypatch: pytes
     assert len({float(view[0]) for view in firsts}) == 5
     # Two seconds of unit energy: half of it in one second, of noise.
     assert firsts[0].square().sum().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("seconds", [0.25, 1.0, 4.0])
+def test_with_segments_of_unit_energy_the_level_does_not_tell_the_length(seconds: float, tmp_path: Path) -> None:
+    wave = 7 * noise_wave(seconds)  # equally loud from end to end
+    views = ClipSegments(RATE, RATE, unit="segment")(media(tmp_path, wave), np.random.default_rng(0))[0].views
+    assert all(view.square().sum().item() == pytest.approx(1.0, abs=0.05) for view in views.values())
+    start = int(np.random.default_rng(0).integers(max(len(wave) - RATE, 0) + 1))
+    heard = views["a"].numpy()[:RATE][views["a"].numpy() != 0]
+    scale = np.linalg.norm(wave) * np.sqrt(min(1.0, RATE / len(wave)))
+    np.testing.assert_allclose(heard, wave[start : start + RATE] / scale, rtol=1e-4, atol=1e-7)
 
 
 def test_noise_has_the_given_deviation_on_silence_too() -> None:
