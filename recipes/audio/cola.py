@@ -6,9 +6,11 @@ paper      Saeed et al. 2021, Contrastive Learning of General-Purpose Audio Repr
 command    mmssl pretrain audio/cola --data DIR --out DIR
            cosine similarity: --similarity cosine; negatives of all processes: --negatives global
            a ViT or a ResNet: --encoder.arch vit --input.frames 96, --encoder.arch resnet18
+           recordings of different lengths: --unit segment
 hardware   not stated in the code
 published  linear probe, EfficientNet-B0 trained on AudioSet: Speech Commands v2 (35 classes) 62.4 %, VoxCeleb1 29.9 %
-ours       minutes on a CPU gave no gain over the untrained encoder that every seed has (docs/results.md)
+ours       three seeds of a small ViT (16 bands, half seconds, --unit segment, --noise 0, minutes on a CPU): who speaks in a
+           dialogue 84.4, 84.0 and 82.2 %, untrained 78.6, 79.0 and 78.3 % (docs/results.md)
 choice     a recording longer than --clip seconds gives a random part of that length as the clip; the official data sets
            have clips of 10 s (AudioSet) or sentences. The spectrogram is divided by 255 at the entrance of the network,
            as Keras' EfficientNet divides every input (--input.std 0.5 for no division)

@@ -21,7 +21,7 @@ from torchaudio.compliance.kaldi import fbank
 
 from mmssl.data.audio import read_audio
 from mmssl.data.sources import Source, open_source
-from mmssl.encoders.base import Encoder, TokenEncoder
+from mmssl.encoders.base import Encoder
 from mmssl.evaluation.features import extract
 from mmssl.evaluation.labels import Task, file_labels
 from mmssl.evaluation.layer_states import collect_states
@@ -90,13 +90,23 @@ def questions() -> tuple[Question, ...]:
     folds = [
         Task(classes, rows[speakers != one], rows[speakers == one], {}, f"{one} left out") for one in set(speakers)
     ]
-    found = [Question("digits", digits, tuple(sorted(folds, key=lambda task: task.split)))]
-    for name in TRAINED_ON[1:]:
-        source = open_source(folder(name), "audio")
-        task = file_labels(source, 0)
-        train, test = (long_enough(source, side) for side in (task.train, task.test))
-        found.append(Question(name, source, (replace(task, train=train, test=test),)))
-    return tuple(found)
+    spoken = Question("digits", digits, tuple(sorted(folds, key=lambda task: task.split)))
+    return (spoken, *(held_out(name) for name in TRAINED_ON[1:]))
+
+
+@cache
+def who_speaks() -> Question:
+    """Which of six voices says a line of a dialogue, of levels of the game left out: one fish, the other or anybody
+    else, in Czech or in Dutch. It lasts through a recording, as what COLA keeps does."""
+    return held_out("fillets")
+
+
+def held_out(name: str) -> Question:
+    """By the labels and the test split of a folder."""
+    source = open_source(folder(name), "audio")
+    task = file_labels(source, 0)
+    train, test = (long_enough(source, side) for side in (task.train, task.test))
+    return Question(name, source, (replace(task, train=train, test=test),))
 
 
 def long_enough(source: Source, rows: np.ndarray) -> np.ndarray:
@@ -172,8 +182,13 @@ Answers = dict[str, np.ndarray]
 
 
 def ask(encoder: Encoder) -> Answers:
-    by = by_layers if isinstance(encoder, TokenEncoder) else by_pooled
-    return {question.name: by(question, encoder) for question in questions()}
+    """The four questions."""
+    return {question.name: by_layers(question, encoder) for question in questions()}
+
+
+def ask_cola(encoder: Encoder) -> Answers:
+    """The four questions and who speaks, of what the encoder puts out, as COLA's paper asks."""
+    return {question.name: by_pooled(question, encoder) for question in (*questions(), who_speaks())}
 
 
 @dataclass(frozen=True)
@@ -190,10 +205,10 @@ class Gain:
 
 
 def gains(trained: Answers, plain: Answers) -> dict[str, Gain]:
-    """Over the same encoder untrained, on every question; intervals are those of the paired difference over test files,
-    95 %."""
+    """Over the same encoder untrained, on every question asked; intervals are those of the paired difference over test
+    files, 95 %."""
     found = {}
-    for question in questions():
+    for question in (question for question in (*questions(), who_speaks()) if question.name in trained):
         one, other, truth = trained[question.name], plain[question.name], question.truth
         edges = difference(truth, one, other, question.tested).top1_interval
         found[question.name] = Gain(float((one == truth).mean()), float((other == truth).mean()), *edges)
@@ -204,7 +219,7 @@ def floors() -> dict[str, dict[str, float]]:
     """What needs no encoder: mean and deviation over time of 40 log-mel bands, and of HuBERT's 39 MFCC values."""
     mfcc = Mfcc()
     found: dict[str, dict[str, float]] = {}
-    for question in questions():
+    for question in (*questions(), who_speaks()):
         simple: dict[str, list[torch.Tensor]] = {"log-mel": [], "MFCC": []}
         for row in question.rows:
             wave = read_audio(question.source.media(int(row)), RATE)[None]
