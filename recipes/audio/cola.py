@@ -9,8 +9,8 @@ command    mmssl pretrain audio/cola --data DIR --out DIR
            recordings of different lengths: --unit segment
 hardware   not stated in the code
 published  linear probe, EfficientNet-B0 trained on AudioSet: Speech Commands v2 (35 classes) 62.4 %, VoxCeleb1 29.9 %
-ours       three seeds of a small ViT (16 bands, half seconds, --unit segment, --noise 0, minutes on a CPU): who speaks in a
-           dialogue 84.4, 84.0 and 82.2 %, untrained 78.6, 79.0 and 78.3 % (docs/results.md)
+ours       three seeds of a small ViT (16 bands, half seconds, --unit segment, --noise 0, minutes on a CPU): who speaks
+           in a dialogue 84.4, 84.0 and 82.2 %, untrained 78.6, 79.0 and 78.3 % (docs/results.md)
 choice     a recording longer than --clip seconds gives a random part of that length as the clip; the official data sets
            have clips of 10 s (AudioSet) or sentences. The spectrogram is divided by 255 at the entrance of the network,
            as Keras' EfficientNet divides every input (--input.std 0.5 for no division)
