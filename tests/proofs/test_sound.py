@@ -4,8 +4,8 @@ Claims, each for seeds 0, 1 and 2 on held-out files, the probe's settings chosen
 - HuBERT, WavLM and the masked autoencoder answer the four questions of `sound.py` better on average than untrained, and
   the 95 % interval of the paired difference excludes zero on the digits, which were not trained on, of speakers the
   probe has not heard;
-- HuBERT's second iteration tells consonants better than its first; on average over the questions it is not better for
-  every seed (docs/results.md);
+- HuBERT's second iteration tells consonants better than its first; over all questions it is better on average over the
+  seeds, and not for every one of them (docs/results.md);
 - units of its first iteration's layers tell more of which digit is spoken than units of MFCC do (PNMI), both clustered
   on other recordings;
 - COLA keeps what lasts through a recording: it tells who speaks in dialogues better than untrained, with an interval
