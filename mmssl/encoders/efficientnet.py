@@ -81,8 +81,8 @@ class EfficientNet(Encoder):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same values [B,C,H,W], pixel by pixel in memory, which makes depthwise convolutions faster. Of
-    one channel every order is contiguous, and only the strides tell convolutions which one is meant."""
+    """The same values [B,C,H,W], pixel by pixel in memory, which makes depthwise convolutions faster. Of one channel
+    every order is contiguous, and only the strides tell convolutions which one is meant."""
     _, channels, rows, columns = x.shape
     strides = (channels * rows * columns, 1, columns * channels, channels)
     return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, strides)

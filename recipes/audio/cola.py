@@ -59,7 +59,7 @@ class Settings(Common):
     """Samples over which batch norms normalise, anchors and positives counted; over all processes if not given (the
     official code: over those of one)."""
     noise: float = 0.001
-    """Standard deviation of the noise on the second segment, where the whole clip has unit L2 norm; 0 for none."""
+    """Standard deviation of the noise on the second segment, whose level --unit decides; 0 for none."""
 
     steps: int | None = 100_000
     batch_size: int = 64

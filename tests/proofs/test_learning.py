@@ -24,11 +24,11 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from scipy.stats import norm
 
 from mmssl.cli import main as mmssl
 from mmssl.data.sources import open_source
 from recipes import demo
+from tests.proofs.sound import shuffled
 
 pytestmark = pytest.mark.heavy
 
@@ -110,15 +110,12 @@ def shuffled_clips(folder: Path) -> Path:
 
 
 def shuffled_samples(folder: Path) -> Path:
-    """The training recordings of the samples, each with its samples in an order of its own, then bent into a normal
-    distribution by their ranks: shuffling leaves loudness and the share of silence, which tell voices apart."""
+    """The training recordings of the samples, each shuffled in an order of its own."""
     source, rng = open_source(demo.SAMPLES / "audio", "audio"), np.random.default_rng(0)
     (folder / "train").mkdir(parents=True)
     for row in source.rows("train").tolist():
         sound, rate = soundfile.read(demo.SAMPLES / "audio" / source.id(row))
-        ranks = rng.permutation(sound).argsort(kind="stable").argsort()
-        noise = 0.05 * norm.ppf((ranks + 0.5) / len(ranks))
-        soundfile.write(folder / "train" / f"{row}.wav", noise, rate, subtype="FLOAT")
+        soundfile.write(folder / "train" / f"{row}.wav", shuffled(sound, rng), rate, subtype="FLOAT")
     return folder
 
 

@@ -9,7 +9,8 @@ Claims, each for seeds 0, 1 and 2 on held-out files, the probe's settings chosen
 - units of its first iteration's layers tell more of which digit is spoken than units of MFCC do (PNMI), both clustered
   on other recordings;
 - COLA keeps what lasts through a recording: it tells who speaks in dialogues better than untrained, with an interval
-  above zero, and gains on average over this and the four questions, although words lose.
+  above zero, and gains on average over this and the four questions, although words lose; from recordings whose samples
+  were shuffled it gains nothing there.
 
 What simple statistics of log-mel bands and MFCC reach is printed beside; nothing is claimed of it.
 """
@@ -22,11 +23,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from mmssl.cli import main as mmssl
 from mmssl.encoders.base import Encoder
 from mmssl.evaluation.subject import untrained
-from tests.proofs.sound import Answers, Gain, ask, ask_cola, floors, folder, gains, recordings_to_train_on
+from tests.proofs.sound import (
+    Answers,
+    Gain,
+    ask,
+    ask_cola,
+    floors,
+    folder,
+    gains,
+    recordings_to_train_on,
+    shuffled,
+)
 from tests.runs import metrics
 
 pytestmark = pytest.mark.heavy
@@ -134,3 +146,14 @@ def test_masked_autoencoder(seed: int, data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_cola(seed: int, data: Path, tmp_path: Path) -> None:
     assert beats_untrained(learned("audio/cola", COLA, seed, data, tmp_path / "run", ask_cola), on="fillets")
+
+
+def test_cola_gains_nothing_on_who_speaks_from_shuffled_samples(data: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for path in sorted(data.rglob("*.wav")):
+        sound, rate = soundfile.read(path)
+        out = tmp_path / "shuffled" / path.relative_to(data)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(out, shuffled(sound, rng), rate, subtype="PCM_16")
+    found = learned("audio/cola", COLA, 0, tmp_path / "shuffled", tmp_path / "run", ask_cola)
+    assert found["fillets"].low <= 0
