@@ -56,8 +56,14 @@ class Objective(nn.Module, ABC):
 
     def fit(self, batches: Iterator[Batch]) -> Codebook:
         """The codebook, from micro-batches of the recipe's own views, read once; on the main process, before the first
-        step of a new run. Parameters are not touched: under FSDP the other processes are not here."""
-        raise NotImplementedError(f"{type(self).__name__} asks for a codebook and does not fit it")
+        step of a new run. Parameters are not touched: under FSDP the other processes are not here.
+
+        Raises UserError where an objective has a codebook's name and no `fit` of its own.
+        """
+        raise UserError(
+            f"{type(self).__name__} asks for a codebook of {self.codebook} and does not say how it is fitted: give the "
+            "class a method fit that returns one, or leave its `codebook` None."
+        )
 
     def adopt(self, codebook: Codebook) -> None:
         """Take over the run's codebook; on every process, before the first step and whenever the run goes on. The file

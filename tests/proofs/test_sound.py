@@ -4,8 +4,8 @@ Claims, each for seeds 0, 1 and 2 on held-out files, the probe's settings chosen
 - HuBERT, WavLM and the masked autoencoder answer the four questions of `sound.py` better on average than untrained, and
   the 95 % interval of the paired difference excludes zero on the digits, which were not trained on, of speakers the
   probe has not heard;
-- HuBERT's second iteration tells consonants better than its first; over all questions it is better on average over the
-  seeds, and not for every one of them (docs/results.md);
+- HuBERT's second iteration tells consonants better than its first; over all questions it is better for seeds 1 and 2,
+  and an expected failure for seed 0 (docs/results.md);
 - units of its first iteration's layers tell more of which digit is spoken than units of MFCC do (PNMI), both clustered
   on other recordings;
 - COLA keeps what lasts through a recording: it tells who speaks in dialogues better than untrained, with an interval
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -112,21 +114,53 @@ def test_floors() -> None:
         assert all(0 < top1 < 1 for top1 in found.values())
 
 
+@dataclass(frozen=True)
+class Iterations:
+    """Both of a seed."""
+
+    run: Path
+    first: dict[str, Gain]
+    second: dict[str, Gain]
+
+
+@pytest.fixture(scope="module")
+def iterations(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Iterations]:
+    """By seed, each trained once."""
+
+    @cache
+    def of(seed: int) -> Iterations:
+        run = tmp_path_factory.mktemp("hubert")
+        pretrained("audio/hubert", data, run, seed, f"{SPEECH} {ITERATIONS}")
+        one, two = (Encoder.from_pretrained(run / f"iteration-{number}/encoder") for number in (1, 2))
+        plain = ask(untrained(one, seed))
+        found = Iterations(run, gains(ask(one), plain), gains(ask(two), plain))
+        told("HuBERT, iteration 1", seed, found.first)
+        told("HuBERT, iteration 2", seed, found.second)
+        return found
+
+    return of
+
+
+COPIES = pytest.mark.xfail(raises=AssertionError, strict=True, reason="not better over all: docs/results.md, open")
+
+
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=COPIES), 1, 2])
+def test_second_iteration_is_better(seed: int, iterations: Callable[[int], Iterations]) -> None:
+    found = iterations(seed)
+    first, second = (np.mean([gain.trained for gain in one.values()]) for one in (found.first, found.second))
+    assert second > first
+
+
 @pytest.mark.parametrize("seed", SEEDS)
-def test_hubert_and_wavlm(seed: int, data: Path, tmp_path: Path) -> None:
-    run = tmp_path / "hubert"
-    pretrained("audio/hubert", data, run, seed, f"{SPEECH} {ITERATIONS}")
-    plain = ask(untrained(Encoder.from_pretrained(run / "iteration-1/encoder"), seed))
-    found: dict[int, dict[str, Gain]] = {}
-    for number in (1, 2):
-        here = run / f"iteration-{number}"
-        last = metrics(here)[-1]
-        found[number] = gains(ask(Encoder.from_pretrained(here / "encoder")), plain)
-        told(f"HuBERT, iteration {number}", seed, found[number])
+def test_hubert_and_wavlm(seed: int, iterations: Callable[[int], Iterations], data: Path, tmp_path: Path) -> None:
+    found = iterations(seed)
+    run = found.run
+    for number, one in ((1, found.first), (2, found.second)):
+        last = metrics(run / f"iteration-{number}")[-1]
         print(f"masked accuracy {last['masked_accuracy']:.3f}, the commonest unit {last['majority']:.3f}")
         assert last["masked_accuracy"] > last["majority"]
-        assert beats_untrained(found[number])
-    assert found[2]["mandarin"].trained > found[1]["mandarin"].trained
+        assert beats_untrained(one)
+    assert found.second["mandarin"].trained > found.first["mandarin"].trained
 
     units = run / "iteration-2/units"
     of_mfcc, of_layer = pnmi(run / "iteration-1/units", tmp_path / "mfcc"), pnmi(units, tmp_path / "layer")

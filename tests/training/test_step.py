@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mmssl.errors import UserError
 from mmssl.objectives.base import Objective
 from mmssl.training.optim import build_optimizer
 from mmssl.training.settings import Settings
@@ -133,3 +134,10 @@ def test_loss_scale_cancels() -> None:
     assert output.applied
     for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_an_objective_with_a_codebook_and_no_fit_is_refused_in_a_sentence() -> None:
+    toy = Toy()
+    toy.codebook = "colours"
+    with pytest.raises(UserError, match="Toy asks for a codebook of colours .* give the class a method fit"):
+        toy.fit(iter(()))
