@@ -139,5 +139,5 @@ def test_loss_scale_cancels() -> None:
 def test_an_objective_with_a_codebook_and_no_fit_is_refused_in_a_sentence() -> None:
     toy = Toy()
     toy.codebook = "colours"
-    with pytest.raises(UserError, match="Toy asks for a codebook of colours .* give the class a method fit"):
+    with pytest.raises(UserError, match=r"Toy asks for a codebook of colours .* give the class a method fit"):
         toy.fit(iter(()))
